@@ -1,0 +1,1 @@
+"""The pages. A callback parses, calls jobs.service, renders; nothing else."""

@@ -1,0 +1,113 @@
+"""How a conversation looks: each prompt once, the panes' answers side by side below it, Markdown made safe.
+
+Answers come from a model and are nobody's HTML: Markdown is rendered with raw HTML off, links are checked by
+markdown-it, images are left as text so that an answer never makes the browser fetch anything.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from markdown_it import MarkdownIt
+
+from app.actions import action_html
+from app.components import duration_text, escape
+from jobs.service.playground import AnswerView, Delta
+
+FINISHES = {
+    "end": "",
+    "length": "reached the maximum tokens",
+    "stopped": "stopped",
+}
+
+
+@cache
+def _markdown() -> MarkdownIt:
+    return MarkdownIt("commonmark", {"html": False, "breaks": True}).enable("table").disable("image")
+
+
+def answer_html(text: str) -> str:
+    """A model's answer as safe HTML."""
+    # Braces and dollars last: they are text to Markdown, but Gradio's templates would evaluate them.
+    rendered = str(_markdown().render(text)).replace("<a href=", '<a target="_blank" rel="noopener noreferrer" href=')
+    return rendered.replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;")
+
+
+def panes_html(names: list[str]) -> str:
+    """The panes' heads, above the conversation."""
+    return _side_by_side([f"<h3>{escape(name)}</h3>" for name in names], "heads")
+
+
+def history_html(answers: tuple[AnswerView, ...], names: list[str]) -> str:
+    """The finished turns of a chat; each answer can be kept."""
+    turns: dict[int, list[AnswerView]] = {}
+    for answer in answers:
+        turns.setdefault(answer.turn, []).append(answer)
+    return "".join(
+        _turn(
+            turn[0].prompt,
+            [
+                _pane(
+                    names[answer.pane],
+                    answer_html(answer.answer) if answer.answer.strip() else _wordless(answer.finish),
+                    _facts(answer.tokens, answer.seconds, answer.finish) if answer.answer.strip() else "",
+                    action_html(
+                        "keep",
+                        answer.id,
+                        "Keep",
+                        question="Keep this answer as a sample. A note, if you like:",
+                        value="",
+                    )
+                    if answer.answer.strip()
+                    else "",
+                )
+                for answer in sorted(turn, key=lambda answer: answer.pane)
+            ],
+        )
+        for _, turn in sorted(turns.items())
+    )
+
+
+def _wordless(finish: str) -> str:
+    """In place of an answer that holds nothing, and that nobody would want to keep."""
+    said = "Stopped before the first word." if finish == "stopped" else "The answer is empty."
+    return f'<p class="hint">{said}</p>'
+
+
+def live_html(prompt: str, latest: dict[int, Delta], names: list[str], status: str) -> str:
+    """The turn that is being answered now."""
+    panes = []
+    for pane, name in enumerate(names):
+        delta = latest.get(pane)
+        if delta is None:
+            panes.append(_pane(name, f'<p class="waiting">{escape(status)}</p>', "", ""))
+            continue
+        cursor = "" if delta.finish else " writing"
+        facts = _facts(delta.tokens, delta.seconds, delta.finish or "")
+        panes.append(_pane(name, answer_html(delta.text), facts, "", cursor))
+    return _turn(prompt, panes)
+
+
+def _turn(prompt: str, panes: list[str]) -> str:
+    return f'<section class="turn"><div class="prompt"><p>{escape(prompt)}</p></div>{_side_by_side(panes)}</section>'
+
+
+def _side_by_side(panes: list[str], classes: str = "") -> str:
+    """Columns; more than three would be too narrow, so that they wrap, and each says whose it is."""
+    many = " many" if len(panes) > 3 else ""
+    return f'<div class="panes {classes}{many}" style="--panes:{len(panes)}">{"".join(panes)}</div>'
+
+
+def _pane(name: str, body: str, facts: str, buttons: str, state: str = "") -> str:
+    return (
+        f'<article class="pane{state}"><h4>{escape(name)}</h4><div class="answer">{body}</div>'
+        f"<footer><span>{facts}</span>{buttons}</footer></article>"
+    )
+
+
+def _facts(tokens: int, seconds: float, finish: str) -> str:
+    if not tokens:
+        return escape(FINISHES.get(finish, finish))
+    speed = f" · {tokens / seconds:.1f} tokens/s" if seconds > 0 else ""
+    said = FINISHES.get(finish, finish)
+    return escape(f"{tokens} tokens in {duration_text(seconds)}{speed}{f' · {said}' if said else ''}")

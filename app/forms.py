@@ -1,0 +1,156 @@
+"""Pydantic fields to widgets and back: the only place that knows how a setting looks.
+
+A field's type and limits choose its widget, its title is the label, its description the line under it. Nobody writes
+a form by hand: a new setting appears by being declared. `json_schema_extra={"labels": {value: words}}` on a Literal
+field gives its choices better words; `"advanced": True` puts a field below the others, in a section of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
+
+import gradio as gr
+from gradio.components import Component
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from jobs.errors import UserError
+from jobs.fields import limits_of, number_text, problems_of, title_of
+
+Model = TypeVar("Model", bound=BaseModel)
+
+RADIO_CHOICES = 4  # more than these are a dropdown
+LONG_TEXT = 200  # a text that may be longer gets several lines
+
+
+class Form(Generic[Model]):
+    """The widgets of one model, drawn into the layout that is open when it is made.
+
+    `components` go into an event's inputs; `values` turns what the event brings into plain settings, `read` into the
+    model itself; `show` gives what the widgets should display, in the same order.
+    """
+
+    def __init__(self, kind: type[Model], *, without: Iterable[str] = ()) -> None:
+        self.kind = kind
+        left_out = set(without)
+        fields = {name: field for name, field in kind.model_fields.items() if name not in left_out}
+        plain = {name: field for name, field in fields.items() if not _extra(field).get("advanced")}
+        advanced = {name: field for name, field in fields.items() if name not in plain}
+        self._widgets: dict[str, Component] = {}
+        self._draw(plain)
+        if advanced:
+            with gr.Accordion("Advanced", open=False):
+                self._draw(advanced)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._widgets)
+
+    @property
+    def components(self) -> list[Component]:
+        return list(self._widgets.values())
+
+    def __getitem__(self, name: str) -> Component:
+        return self._widgets[name]
+
+    def add(self, name: str) -> Component:
+        """Draw one field that was left out here, where the page wants it; it belongs to the form all the same."""
+        self._widgets[name] = widget(name, self.kind.model_fields[name])
+        return self._widgets[name]
+
+    def values(self, brought: Sequence[Any]) -> dict[str, Any]:
+        """What the widgets hold, by field name: numbers as numbers where they are, otherwise as they were typed."""
+        return {
+            name: plain(self.kind.model_fields[name], value) for name, value in zip(self.names, brought, strict=True)
+        }
+
+    def read(self, brought: Sequence[Any]) -> Model:
+        """The checked model. Raises UserError with every problem."""
+        try:
+            return self.kind(**self.values(brought))
+        except ValidationError as error:
+            raise UserError(*problems_of(self.kind, error)) from error
+
+    def show(self, settings: Mapping[str, Any] | Model) -> list[Any]:
+        """What each widget should display; fields that `settings` lacks show their default."""
+        given = settings.model_dump() if isinstance(settings, BaseModel) else settings
+        return [
+            shown(field, given.get(name, field.get_default(call_default_factory=True)))
+            for name, field in ((name, self.kind.model_fields[name]) for name in self.names)
+        ]
+
+    def _draw(self, fields: Mapping[str, FieldInfo]) -> None:
+        with gr.Row(elem_classes="form-grid"):
+            for name, field in fields.items():
+                self._widgets[name] = widget(name, field)
+
+
+def widget(name: str, field: FieldInfo) -> Component:
+    """The widget of one field, showing its default.
+
+    Raises TypeError for a type that has none, which the test over every method and task finds.
+    """
+    kind, limits = field.annotation, limits_of(field)
+    value = shown(field, field.get_default(call_default_factory=True))
+    words: dict[str, Any] = {
+        "label": title_of(name, field),
+        "info": field.description,
+        "value": value,
+        "interactive": True,
+        "elem_classes": ["field", f"field-{name.replace('_', '-')}"],
+    }
+    if get_origin(kind) is Literal:
+        labels = _extra(field).get("labels", {})
+        choices = [(labels.get(choice, _spoken(choice)), choice) for choice in get_args(kind)]
+        return gr.Radio(choices, **words) if len(choices) <= RADIO_CHOICES else gr.Dropdown(choices, **words)
+    if kind is bool:
+        return gr.Checkbox(**words)
+    if kind is int:
+        return gr.Number(step=1, **words)
+    if kind is float:
+        low, high = limits.get("ge", limits.get("gt")), limits.get("le")
+        if low is None or high is None:
+            return gr.Number(step=0.1, **words)
+        if _is_small(field):
+            return gr.Textbox(max_lines=1, html_attributes=gr.InputHTMLAttributes(spellcheck=False), **words)
+        if high - low <= 2:
+            step = 0.01 if high - low <= 1 else 0.05
+            return gr.Slider(low if "ge" in limits else low + step, high, step=step, **words)
+        return gr.Number(step=0.5, **words)
+    if kind is str:
+        long = limits.get("max_length", 0) > LONG_TEXT
+        return gr.Textbox(lines=3 if long else 1, max_lines=12 if long else 1, **words)
+    raise TypeError(f"{name}: no widget for {kind!r}")
+
+
+def shown(field: FieldInfo, value: Any) -> Any:
+    """A setting as its widget displays it. Small numbers are text: 0.0002 is typed more easily than spun."""
+    return number_text(value) if _is_small(field) and isinstance(value, int | float) else value
+
+
+def plain(field: FieldInfo, value: Any) -> Any:
+    """What a widget holds as a setting: text that is a number becomes one, a whole number is an int."""
+    if field.annotation not in (int, float) or value is None or isinstance(value, bool):
+        return value
+    try:
+        number = float(value.strip().replace(",", ".")) if isinstance(value, str) else float(value)
+    except ValueError:
+        return value
+    return int(number) if field.annotation is int and number.is_integer() else number
+
+
+def _is_small(field: FieldInfo) -> bool:
+    """A bounded number whose usual value is a tiny part of its range, like a learning rate."""
+    limits = limits_of(field)
+    default = field.get_default(call_default_factory=True)
+    return field.annotation is float and "le" in limits and bool(default) and default < limits["le"] / 200
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+def _spoken(value: object) -> str:
+    text = str(value).replace("-", " ").replace("_", " ")
+    return text.upper() if len(text) <= 3 else text[:1].upper() + text[1:]

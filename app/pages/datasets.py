@@ -1,0 +1,118 @@
+"""All datasets, and the place to drop a new one in. What a single one holds is on its own page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import gradio as gr
+
+from app.blocks import markup
+from app.callbacks import Shown, guarded
+from app.components import bytes_text, card, count_text, escape, page_header, progress_html, when_text
+from jobs.service import Service
+from jobs.service.datasets import DatasetView, Progress
+from jobs.service.examples import Example
+
+SLUG = "datasets"
+TITLE = "Datasets"
+NAV = "Datasets"
+ORDER = 10
+ICON = (
+    "M4 6c0-1.700 3.600-3 8-3s8 1.300 8 3-3.600 3-8 3-8-1.300-8-3Zm0 0v12c0 1.700 3.600 3 8 3s8-1.300 8-3V6"
+    "M4 12c0 1.700 3.600 3 8 3s8-1.300 8-3"
+)
+
+OPEN_DATASET = "(id) => { if (id) window.location.assign('dataset?id=' + id); }"
+
+FORMATS = (
+    ("Chat", "messages or conversations", '{"messages": [{"role": "user", "content": "Hello"}, ...]}'),
+    ("Instruction", "instruction, input, output", '{"instruction": "Translate", "input": "chat", "output": "cat"}'),
+    ("Question and answer", "two columns, usual names", "question,answer"),
+    ("Plain text", "one text a row, or a .txt file", "Once upon a time ..."),
+)
+
+
+def build(service: Service) -> None:
+    page_header("Datasets", "Drop in a file. Graft reads all of it and says what it is before anything is trained.")
+    with card("drop-card"):
+        file = gr.File(label="A file", show_label=False, elem_classes="drop", height=150, type="filepath")
+        markup('<p class="hint">CSV, TSV, JSON, JSONL, Parquet or plain text, up to 2 GB</p>')
+        status = markup()
+        notice = markup()
+    found = markup()
+    with card():
+        markup("<h2>Examples to start with</h2>")
+        with gr.Row(elem_classes="sample-files"):
+            examples = [(example, _example(example)) for example in service.examples.list()]
+    opened = gr.Number(visible=False)
+
+    @guarded(notice)
+    def add(path: str | None) -> Iterator[Shown]:
+        if not path:
+            return
+        yield {opened: None, status: progress_html(0, "Reading the file")}
+        try:
+            for news in service.datasets.add(Path(path), Path(path).name):
+                if isinstance(news, Progress):
+                    yield {status: progress_html(news.done / max(news.total, 1), news.text)}
+                else:
+                    yield {status: progress_html(1, "Opening it"), opened: news.id}
+        except Exception:
+            yield {status: "", file: None}
+            raise
+
+    @guarded(notice)
+    def show() -> Shown:
+        return {found: datasets_html(service.datasets.list())}
+
+    gr.on(None, show, inputs=[], outputs=[found, notice], show_progress="hidden", concurrency_limit=None)
+    file.upload(
+        add, file, [status, notice, opened, file], show_progress="hidden", concurrency_limit=4, trigger_mode="once"
+    ).then(None, opened, None, js=OPEN_DATASET)
+
+    def take(name: str) -> Shown:
+        return {opened: service.examples.add(name).id}
+
+    for example, button in examples:
+        button.click(guarded(notice)(partial(take, example.name)), None, [opened, notice], concurrency_limit=4).then(
+            None, opened, None, js=OPEN_DATASET
+        )
+
+
+def _example(example: Example) -> gr.Button:
+    """A card with the example's name, what it shows, and its button."""
+    with gr.Column(elem_classes="sample-file", min_width=220):
+        markup(f"<h3>{escape(example.title)}</h3><p>{escape(example.description)}</p>")
+        return gr.Button(f"Open {example.title}", size="md")
+
+
+def datasets_html(views: list[DatasetView]) -> str:
+    """The list, newest first; where it is empty, what kinds of file work."""
+    if not views:
+        return _formats_html()
+    rows = "".join(
+        f'<a class="list-row" href="dataset?id={view.id}"><span class="list-main"><strong>{escape(view.name)}</strong>'
+        f'<span class="hint">{escape(view.detected)}</span></span>'
+        f'<span class="list-facts"><span>{count_text(view.rows)} rows</span><span>{bytes_text(view.size_bytes)}</span>'
+        f"<span>{_runs(view.runs)}</span><span>{escape(when_text(view.created_at))}</span></span></a>"
+        for view in views
+    )
+    return f'<section class="list"><h2>Your datasets</h2>{rows}</section>'
+
+
+def _runs(runs: int) -> str:
+    return "no run yet" if not runs else f"{runs} run{'s' if runs > 1 else ''}"
+
+
+def _formats_html() -> str:
+    cells = "".join(
+        f'<li><strong>{escape(name)}</strong><span class="hint">{escape(columns)}</span>'
+        f"<code>{escape(sample)}</code></li>"
+        for name, columns, sample in FORMATS
+    )
+    return (
+        '<section class="formats"><h2>What works without any preparation</h2>'
+        f'<ul>{cells}</ul><p class="hint">Anything else with columns works too: you say which is which.</p></section>'
+    )

@@ -1,0 +1,132 @@
+"""The first page: what Graft is, an example that trains with one click, and what there is already."""
+
+from __future__ import annotations
+
+import time
+
+from app.components import (
+    badge_html,
+    bytes_text,
+    escape,
+    figures_html,
+    live_html,
+    page_header,
+    problems_html,
+    progress_html,
+    when_text,
+)
+from app.run_words import steps_text
+from jobs.hardware import Hardware, this_machine
+from jobs.service import Service
+
+SLUG = ""
+TITLE = "Home"
+NAV = "Home"
+ORDER = 0
+ICON = "M3 11.5 12 4l9 7.5M5.5 9.5V20h13V9.5M10 20v-6h4v6"
+
+_HARDWARE_KEPT = 300.0  # seconds; asking a GPU takes a while
+
+
+def build(service: Service) -> None:
+    page_header(
+        "Teach a language model your way of answering",
+        "Drop in examples, press Start, watch it learn, and chat with the result. On your own machine, without code.",
+    )
+    live_html("home")
+
+
+def home_html(service: Service) -> str:
+    """Everything below the header; sent anew when the catalog or the starter model's preparation changes."""
+    ready = any(base.source == "starter" and base.available for base in service.models.bases())
+    return (
+        f'<div class="home"><div id="problems"></div>{_preparation_html(service, ready)}'
+        f"{_examples_html(service, ready)}{_own_html()}{_figures_html(service)}{_recent_html(service)}</div>"
+    )
+
+
+def _preparation_html(service: Service, ready: bool) -> str:
+    state = service.preparation
+    if ready:
+        return '<div data-key="preparation"></div>'
+    if state.problems:
+        body = problems_html(state.problems) + (
+            '<div class="buttons"><button type="button" class="button" data-post="/live/starter/prepare">Try again'
+            "</button></div>"
+        )
+    else:
+        progress = state.progress
+        body = "<h2>Preparing the starter model</h2>" + progress_html(
+            progress.fraction if progress else 0, progress.text if progress else "Beginning"
+        )
+        body += '<p class="hint">Once, for about a minute. You can already upload data.</p>'
+    return f'<div class="card" data-key="preparation">{body}</div>'
+
+
+def _examples_html(service: Service, ready: bool) -> str:
+    cards = "".join(
+        f'<article class="card example" data-key="example-{escape(example.name)}"><p class="eyebrow">Try it</p>'
+        f"<h2>{escape(example.title)}</h2><p>{escape(example.description)}</p>"
+        f'<div class="buttons"><button type="button" class="button{"" if i else " primary"}" '
+        f'data-post="/live/examples/{escape(example.name)}/start"{"" if ready else " disabled"}>Train this example'
+        f'</button><span class="hint">{"about two minutes" if ready else "when the starter model is ready"}</span>'
+        "</div></article>"
+        for i, example in enumerate(service.examples.list())
+    )
+    return f'<div class="cards">{cards}</div>' if cards else ""
+
+
+def _own_html() -> str:
+    return (
+        '<div class="card own" data-key="own"><div><h2>Use your own data</h2><p class="muted">A CSV, JSON or text file '
+        "with questions and answers is enough. You see what will be trained before it starts.</p></div>"
+        '<div class="buttons"><a class="button" href="/datasets">Add a dataset</a>'
+        '<a class="button" href="/train">Set up a run</a></div></div>'
+    )
+
+
+def _figures_html(service: Service) -> str:
+    hardware = _hardware()
+    runs = service.runs.list()
+    busy = sum(run.state.active for run in runs)
+    waiting = sum(run.state.value == "queued" for run in runs)
+    what = ", ".join(
+        part for part in (f"{busy} training" if busy else "", f"{waiting} waiting" if waiting else "") if part
+    )
+    processor = "GPU" if hardware.device == "cuda" else f"{hardware.cores} cores"
+    items = [
+        ("Datasets", str(len(service.datasets.list())), ""),
+        ("Runs", str(len(runs)), what),
+        ("Adapters", str(len(service.models.adapters())), ""),
+        ("This machine", processor, f"{hardware.name}, {bytes_text(hardware.memory_total)}"),
+    ]
+    return f'<div data-key="figures">{figures_html(items)}</div>'
+
+
+def _recent_html(service: Service) -> str:
+    runs = service.runs.list(limit=5)
+    if not runs:
+        return '<div data-key="recent"></div>'
+    rows = "".join(
+        f'<li><a class="link" href="/run?id={run.id}">{escape(run.name)}</a>{badge_html(run.state)}'
+        f'<span class="hint number">{escape(steps_text(run)) + " steps" if run.step else ""}</span>'
+        f'<span class="hint">{escape(when_text(run.started_at or run.created_at))}</span></li>'
+        for run in runs
+    )
+    return (
+        f'<section class="card" data-key="recent"><h2>Recent runs</h2><ul class="recent">{rows}</ul>'
+        '<p><a href="/runs">All runs</a></p></section>'
+    )
+
+
+_asked: tuple[float, Hardware] | None = None
+
+
+def _hardware() -> Hardware:
+    global _asked
+    if _asked is None or time.monotonic() - _asked[0] > _HARDWARE_KEPT:
+        _asked = (time.monotonic(), this_machine())
+    return _asked[1]
+
+
+FRAGMENTS = {"home": home_html}

@@ -1,0 +1,286 @@
+"""Base model and adapters answer the same prompt side by side, all at once; chats stay, answers can be kept.
+
+The address holds the chat (/playground?chat=7), or what a new one is with (/playground?adapter=4, ?base=1).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from app.actions import action_html, action_list, action_of
+from app.answers import history_html, live_html, panes_html
+from app.blocks import markup
+from app.callbacks import Shown, guarded, in_words, query_number
+from app.components import escape, note_html, page_header, when_text
+from app.forms import Form
+from jobs.errors import UserError
+from jobs.inference.sampling import Sampling
+from jobs.service import Service
+from jobs.service.playground import MOST_PANES, ChatView, Delta, Status
+
+SLUG = "playground"
+TITLE = "Playground"
+NAV = "Playground"
+ORDER = 50
+ICON = "M5 4h14a1 1 0 0 1 1 1v10a1 1 0 0 1-1 1h-9l-5 4v-4a1 1 0 0 1-1-1V5a1 1 0 0 1 1-1Z"
+
+BARE = "base"  # a pane without an adapter, as the choice's value
+REDRAW = 0.08  # seconds between two drawings of a streaming turn
+TO_CHAT = "(chat) => { if (chat) history.replaceState(history.state, '', location.pathname + '?chat=' + chat); }"
+TO_LAST_TURN = "() => document.querySelector('.turn:last-of-type .panes')?.scrollIntoView({block: 'end'})"
+# A growing answer stays in view, unless the reader has scrolled away from its end.
+FOLLOW = """
+let before = 0;
+new MutationObserver(() => {
+  const end = element.getBoundingClientRect().bottom;
+  const began = !before && element.textContent;
+  if (began || (element.textContent && end - innerHeight < 160)) element.scrollIntoView({block: 'end'});
+  before = element.textContent.length;
+}).observe(element, {childList: true, subtree: true, characterData: true});
+"""
+NEW_CHAT = """(base, panes) => {
+  const adapter = (panes || []).filter(pane => pane !== 'base')[0];
+  const query = adapter ? '?adapter=' + adapter : base ? '?base=' + base : '';
+  history.replaceState(history.state, '', location.pathname + query);
+}"""
+
+
+def build(service: Service) -> None:
+    page_header("Playground", "Ask once; the base model and its adapters answer side by side.")
+    notice = markup()
+    with gr.Row(elem_classes="playground"):
+        with gr.Column(elem_classes="conversation card", min_width=0):
+            heads = markup()
+            history = action_list()
+            live = markup(classes="live-turn", js_on_load=FOLLOW)
+            with gr.Row(elem_classes="ask-row"):
+                prompt = gr.Textbox(
+                    show_label=False,
+                    label="Prompt",
+                    placeholder="Ask something",
+                    lines=1,  # with more, Enter would not send
+                    max_lines=8,
+                    elem_classes="prompt-box",
+                    interactive=True,
+                )
+                send = gr.Button("Send", variant="primary", min_width=88, elem_classes="send")
+                stop = gr.Button("Stop", variant="stop", min_width=88, elem_classes="send", visible=False)
+        with gr.Column(elem_classes="controls", min_width=0):
+            with gr.Column(elem_classes="card"):
+                new = gr.Button("New chat")
+                base = gr.Dropdown(label="Base model", interactive=True)
+                panes = gr.CheckboxGroup(
+                    label="Who answers", info=f"Up to {MOST_PANES} at once.", interactive=True, elem_classes="who"
+                )
+                with gr.Accordion("How answers are drawn", open=False, elem_classes="settings"):
+                    sampling = Form(Sampling)
+            chats = action_list()
+    chat_id = gr.Number(visible=False)
+    asked = gr.Textbox(visible=False)
+
+    def names_of(base_id: int, adapters: tuple[int | None, ...]) -> list[str]:
+        known = {each.id: each.name for each in service.models.adapters(base_id)}
+        bare = service.models.base(base_id).name
+        return [bare if each is None else known.get(each, "Deleted adapter") for each in adapters]
+
+    def pane_choices(base_id: int | None) -> list[tuple[str, str]]:
+        adapters = service.models.adapters(base_id) if base_id else []
+        return [("Base model, as it is", BARE), *((each.name, str(each.id)) for each in adapters)]
+
+    def read_panes(chosen: list[str]) -> tuple[int | None, ...]:
+        if not chosen:
+            raise UserError("Choose who answers: the base model, an adapter, or several.")
+        if len(chosen) > MOST_PANES:
+            raise UserError(f"You chose {len(chosen)} to answer; at most {MOST_PANES} can at once. Take some away.")
+        ordered = sorted(chosen, key=lambda value: value != BARE)  # the base model at the left
+        return tuple(None if value == BARE else int(value) for value in ordered)
+
+    def with_chat(chat: ChatView) -> Shown:
+        names = names_of(chat.base_model_id, chat.panes)
+        return {heads: panes_html(names), history: history_html(chat.answers, names), live: ""}
+
+    def nothing_yet(base_id: int | None, chosen: list[str]) -> Shown:
+        if not base_id or not chosen:
+            return {heads: "", history: EMPTY, live: ""}
+        names = names_of(base_id, read_panes(chosen))
+        return {heads: panes_html(names), history: EMPTY, live: ""}
+
+    def earlier(current: int | None) -> Shown:
+        return {chats: chats_html(service.playground.chats(also=current), current)}
+
+    def warm(base_id: int | None) -> None:
+        """Someone is about to ask: load the model while they write, unless a run in progress wants the machine.
+
+        Part of opening the page and not an event of its own: one that was under way when Enter came swallowed it.
+        """
+        if base_id and not any(run.state.active for run in service.runs.list(limit=20)):
+            service.playground.warm(base_id)
+
+    @guarded(notice)
+    def show(request: gr.Request) -> Shown:
+        bases = service.models.bases()
+        shown: Shown = earlier(query_number(request, "chat"))
+        chat, adapter = None, None
+        base_id = query_number(request, "base")
+        if (number := query_number(request, "chat")) is not None:
+            chat = service.playground.chat(number)
+            base_id = chat.base_model_id
+        elif (number := query_number(request, "adapter")) is not None:
+            adapter = service.models.adapter(number)
+            base_id = adapter.base_model_id
+        base_id = base_id or next((each.id for each in bases if each.available), None)
+        if chat:
+            chosen = [BARE if each is None else str(each) for each in chat.panes]
+            shown |= with_chat(chat) | dict(zip(sampling.components, sampling.show(chat.sampling), strict=True))
+        else:
+            adapters = service.models.adapters(base_id) if base_id else []
+            newest = adapter or next(iter(adapters), None)
+            chosen = [BARE] if base_id else []
+            chosen += [str(newest.id)] if newest and query_number(request, "base") is None else []
+            shown |= nothing_yet(base_id, chosen)
+        choices = pane_choices(base_id)
+        warm(base_id)
+        return {
+            **shown,
+            base: gr.Dropdown(choices=[(each.name, each.id) for each in bases], value=base_id),
+            panes: gr.CheckboxGroup(
+                choices=choices, value=[each for each in chosen if each in {value for _, value in choices}]
+            ),
+            chat_id: chat.id if chat else None,
+        }
+
+    @guarded(notice)
+    def choose_base(base_id: int | None) -> Shown:
+        choices = pane_choices(base_id)
+        chosen = [value for _, value in choices[:2]]
+        warm(base_id)
+        return {panes: gr.CheckboxGroup(choices=choices, value=chosen), chat_id: None, **nothing_yet(base_id, chosen)}
+
+    @guarded(notice)
+    def start_over(base_id: int | None, chosen: list[str]) -> Shown:
+        return {chat_id: None, **nothing_yet(base_id, chosen), **earlier(None)}
+
+    @guarded(notice)
+    def take(
+        request: gr.Request, text: str, base_id: int | None, chosen: list[str], current: int | None, *drawn: Any
+    ) -> Shown:
+        """Before the answer: the chat exists, the box is empty again, Stop is where Send was.
+
+        Where nothing is asked, `asked` is empty, and `answer` has nothing to do.
+        """
+        if not (text or "").strip():
+            return {asked: ""}
+        try:
+            if not base_id:
+                raise UserError("Choose a base model first.")
+            settings = sampling.read(drawn)
+            number = int(current) if current else service.playground.new_chat(base_id, read_panes(chosen), settings).id
+        except Exception as error:
+            return {asked: "", notice: in_words(error)}
+        return {
+            asked: text.strip(),
+            chat_id: number,
+            prompt: "",
+            send: gr.Button(visible=False),
+            stop: gr.Button(visible=True),
+        }
+
+    @guarded(notice)
+    def answer(text: str, current: int | None, *drawn: Any) -> Iterator[Shown]:
+        if not text or not current:
+            return
+        number = int(current)
+        finished = {send: gr.Button(visible=True), stop: gr.Button(visible=False), asked: ""}
+        try:
+            chat = service.playground.chat(number)
+            names = names_of(chat.base_model_id, chat.panes)
+            latest: dict[int, Delta] = {}
+            status, drawn_at = "Thinking", 0.0
+            yield {heads: panes_html(names), live: live_html(text, latest, names, status)}
+            answers = service.playground.ask(number, text, sampling.read(drawn))
+            try:
+                for news in answers:
+                    if isinstance(news, Status):
+                        status = news.text
+                    else:
+                        latest[news.pane] = news
+                    if time.monotonic() - drawn_at >= REDRAW or isinstance(news, Status):
+                        yield {live: live_html(text, latest, names, status)}
+                        drawn_at = time.monotonic()
+            finally:
+                answers.close()  # type: ignore[attr-defined]  # the tab was closed: nobody waits for the rest
+            unsaid = {} if latest else {prompt: text, notice: note_html("Stopped before the first word.")}
+            yield {**with_chat(service.playground.chat(number)), **finished, **earlier(number), **unsaid}
+        except Exception:
+            yield {**finished, live: "", prompt: text}
+            raise
+
+    @guarded(notice)
+    def end(current: int | None) -> Shown:
+        if current:
+            service.playground.stop(int(current))
+        return {}
+
+    @guarded(notice)
+    def press(event: gr.EventData) -> Shown:
+        pressed = action_of(event)
+        service.playground.keep(pressed.id, pressed.value.strip())
+        return {notice: '<div class="note good"><p>Kept. It is among your <a href="samples">samples</a>.</p></div>'}
+
+    @guarded(notice)
+    def press_chat(event: gr.EventData, current: int | None) -> Shown:
+        pressed = action_of(event)
+        service.playground.delete_chat(pressed.id)
+        return earlier(int(current) if current else None)
+
+    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
+    talk = [heads, history, live]
+    sampled = sampling.components
+    gr.on(None, show, inputs=[], outputs=[*talk, chats, base, panes, chat_id, *sampled, notice], **quiet).then(
+        None, None, None, js=TO_LAST_TURN
+    )
+    base.input(choose_base, base, [panes, chat_id, *talk, notice], **quiet).then(None, [base, panes], None, js=NEW_CHAT)
+    gr.on([panes.input, new.click], start_over, [base, panes], [chat_id, *talk, chats, notice], **quiet).then(
+        None, [base, panes], None, js=NEW_CHAT
+    )
+    gr.on(
+        [prompt.submit, send.click],
+        take,
+        [prompt, base, panes, chat_id, *sampled],
+        [asked, chat_id, prompt, send, stop, notice],
+        trigger_mode="once",
+        **quiet,
+    ).then(None, chat_id, None, js=TO_CHAT).then(
+        answer,
+        [asked, chat_id, *sampled],
+        [*talk, send, stop, asked, prompt, chats, notice],
+        **quiet,
+    )
+    stop.click(end, chat_id, [notice], **quiet)
+    history.click(press, None, [notice], **quiet)
+    chats.click(press_chat, chat_id, [chats, notice], **quiet)
+
+
+EMPTY = (
+    '<div class="empty"><h2>Nothing said yet</h2><p>Your first message starts a chat. It is kept, and its address can '
+    "be shared.</p></div>"
+)
+
+
+def chats_html(views: list[ChatView], current: int | None) -> str:
+    """Earlier chats, newest first."""
+    samples = '<p class="hint"><a href="samples">Kept samples</a></p>'
+    if not views:
+        return f'<section class="card earlier"><h3>Earlier chats</h3><p class="hint">None yet.</p>{samples}</section>'
+    rows = "".join(
+        f'<li{" aria-current=true" if view.id == current else ""}><a class="link" href="playground?chat={view.id}">'
+        f'{escape(view.title)}</a><span class="hint">{escape(when_text(view.created_at))}</span>'
+        + action_html("delete", view.id, "Delete", question=f"Delete the chat {view.title}? Kept samples stay.")
+        + "</li>"
+        for view in views
+    )
+    return f'<section class="card earlier"><h3>Earlier chats</h3><ul>{rows}</ul>{samples}</section>'

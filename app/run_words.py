@@ -1,0 +1,162 @@
+"""A run in words and numbers, as JSON: what moves (`header`) and what is told once (`details`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from app.components import bytes_text, duration_text
+from jobs.errors import UserError
+from jobs.frozen import Frozen
+from jobs.methods import method
+from jobs.service import Service
+from jobs.service.runs import RunView
+from jobs.spec import TrainingParams
+from jobs.tasks import task
+
+Pairs = list[tuple[str, str]]
+
+
+def header(service: Service, run: RunView) -> dict[str, Any]:
+    """Everything of a run that can change while someone looks; times in seconds since the epoch."""
+    return {
+        "id": run.id,
+        "name": run.name,
+        "state": run.state.value,
+        "words": words(service, run),
+        "reason": run.reason,
+        "ended": run.state.ended,
+        "active": run.state.active,
+        "step": run.step,
+        "total_steps": run.total_steps,
+        "eta_seconds": run.eta_seconds,
+        "best_step": run.best_step,
+        "best_eval_loss": run.best_eval_loss,
+        "predicted_memory": run.predicted_memory,
+        "peak_memory": run.peak_memory,
+        "adapter_id": run.adapter_id,
+        "can_stop": not run.state.ended and not run.stop_requested,
+        "can_resume": run.can_resume,
+        "attempt": run.attempt,
+        "created_at": run.created_at.timestamp(),
+        "started_at": run.started_at.timestamp() if run.started_at else None,
+        "attempt_at": run.attempt_at.timestamp() if run.attempt_at else None,
+        "trained_seconds": run.trained_seconds,
+        "ended_at": run.ended_at.timestamp() if run.ended_at else None,
+    }
+
+
+def words(service: Service, run: RunView) -> str:
+    """What the run is doing, as one would say it."""
+    match run.state.value:
+        case "queued":
+            before = service.runs.queue_position(run.id)
+            if not before:
+                return "Waiting to start"
+            return f"Waiting: {before} run{'' if before == 1 else 's'} before this one"
+        case "starting" | "running":
+            return run.phase or "Starting"
+        case "stopping":
+            return "Stopping: it finishes its step and saves"
+        case ended:
+            if run.started_at:
+                return f"{'Took' if ended == 'completed' else 'After'} {duration_text(run.trained_seconds)}"
+            return ""
+
+
+def details(run: RunView) -> dict[str, Any]:
+    """What was trained, on what, with which settings."""
+    spec = run.spec
+    return {
+        "subtitle": f"{label(method, spec.method)} on {spec.base_model.name}, with {spec.dataset.name}",
+        "base_model_id": run.base_model_id,
+        "dataset_id": run.dataset_id,
+        "facts": facts(run),
+        "settings": settings(run),
+        "prompts": list(spec.prompts),
+    }
+
+
+def facts(run: RunView) -> Pairs:
+    """Enough to make the run again, and to know that it was this one."""
+    spec = run.spec
+    found: Pairs = [
+        ("Run", f"{run.id}, attempt {run.attempt}"),
+        ("Base model", spec.base_model.name),
+        ("Dataset", spec.dataset.name),
+        ("Dataset fingerprint", spec.dataset.fingerprint),
+    ]
+    if run.train_rows is not None:
+        found.append(("Rows", f"{run.train_rows:,} trained, {run.validation_rows or 0:,} kept aside for validation"))
+    if run.trainable_parameters:
+        found.append(("Trained parameters", f"{run.trainable_parameters:,}"))
+    found.append(("Seed", str(spec.training.seed)))
+    if run.hardware:
+        found.append(("Hardware", _hardware_text(run.hardware)))
+    if run.predicted_memory:
+        found.append(("Predicted peak memory", bytes_text(run.predicted_memory)))
+    if run.peak_memory and run.state.ended:
+        found.append(("Measured peak memory", bytes_text(run.peak_memory)))
+    if run.packages:
+        found.append(("Versions", ", ".join(f"{name} {version}" for name, version in run.packages.items())))
+    found.append(("Queued", f"{run.created_at:%Y-%m-%d %H:%M:%S} UTC"))
+    return found
+
+
+def _hardware_text(hardware: dict[str, Any]) -> str:
+    parts = [str(hardware.get("name") or hardware.get("device") or "unknown")]
+    if cores := hardware.get("cores"):
+        parts.append(f"{cores} cores")
+    if memory := hardware.get("memory_total"):
+        parts.append(bytes_text(memory))
+    if dtype := hardware.get("dtype"):
+        parts.append(str(dtype))
+    return ", ".join(parts)
+
+
+def settings(run: RunView) -> list[tuple[str, Pairs]]:
+    """Every setting under its title, by group; titles come from where the setting is declared."""
+    spec = run.spec
+    groups: list[tuple[str, Pairs]] = [("Training", _pairs(TrainingParams, spec.training.model_dump()))]
+    for find, name, params in ((method, spec.method, spec.method_params), (task, spec.task, spec.task_params)):
+        try:
+            declared: type[BaseModel] = find(name).Params  # type: ignore[operator]
+        except UserError:  # a run of a later version of Graft
+            declared = Frozen
+        groups.append((label(find, name), _pairs(declared, params)))
+    return [(title, pairs) for title, pairs in groups if pairs]
+
+
+def label(find: Any, name: str) -> str:
+    try:
+        return str(find(name).label)
+    except UserError:
+        return name
+
+
+def _pairs(declared: type[BaseModel], given: dict[str, Any]) -> Pairs:
+    """Titles and values: the declared defaults with what was given over them."""
+    values = {name: field.get_default(call_default_factory=True) for name, field in declared.model_fields.items()}
+    values |= given
+    return [
+        ((declared.model_fields[name].title if name in declared.model_fields else None) or name, _value_text(value))
+        for name, value in values.items()
+    ]
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, int):
+        return f"{value:,}" if value >= 10_000 else str(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
+
+
+def steps_text(run: RunView) -> str:
+    """'40 of 120', or what there is."""
+    return f"{run.step:,} of {run.total_steps:,}" if run.total_steps else (f"{run.step:,}" if run.step else "–")

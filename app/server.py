@@ -1,0 +1,260 @@
+"""The server: one FastAPI parent with Gradio's pages at "/", the live side, downloads, and the worker's upkeep.
+
+Training does not live here: a run goes on when this process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import IO
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+
+from app import ui
+from app.access import Access
+from app.live import Hub
+from app.live_routes import RowId, router
+from app.missing import not_found
+from app.theme import STATIC, head, theme
+from jobs.errors import UserError
+from jobs.service import Home, Service
+from jobs.supervise import ensure_worker, keep_worker
+
+MAX_UPLOAD = "2gb"
+LOCK_PATIENCE = 1.0  # seconds; the worker takes the lock for an instant to see whether a server lives
+WORKER_INTERVAL = 2.0  # seconds
+UPLOADS_KEPT = 24 * 3600  # seconds; what was added to the catalog has been removed long before
+UPLOADS_SWEPT = 3600  # seconds between two sweeps
+
+log = logging.getLogger("graft")
+
+
+class _Static(StaticFiles):
+    """Our own files. Their address carries a version, so a browser may keep them."""
+
+    def file_response(self, *args, **kwargs) -> Response:  # type: ignore[no-untyped-def]
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+        return response
+
+
+def create_app(service: Service, host: str = "127.0.0.1", port: int = 7860) -> FastAPI:
+    """Everything the server answers. The caller closes the service."""
+    os.environ["GRADIO_TEMP_DIR"] = str(service.home.uploads)
+
+    hub = Hub(service, ui.fragments())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.preparation.start()
+        service.datasets.warm()  # a second and a half of imports that the first preview need not wait for
+        closing = threading.Event()
+        threading.Thread(target=_upkeep, args=(service.home, closing), name="upkeep", daemon=True).start()
+        looking = asyncio.create_task(hub.run())
+        yield
+        closing.set()
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+
+    app = FastAPI(title="Graft", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    # With a CORS policy on the parent Gradio does not add its own, which reflects every Origin.
+    app.add_middleware(CORSMiddleware, allow_origins=[])
+    app.add_middleware(Access, host=host)
+    app.mount("/graft", _Static(directory=STATIC))
+
+    app.include_router(router(hub))
+
+    @app.exception_handler(UserError)
+    async def _user_error(request: Request, error: UserError) -> Response:
+        return JSONResponse({"problems": error.problems}, 404 if request.method == "GET" else 409)
+
+    @app.get("/download/adapters/{adapter_id}")
+    def download_adapter(adapter_id: RowId) -> Response:
+        try:
+            name, chunks = service.models.adapter_zip(adapter_id)
+        except UserError as error:  # a browser shows it as it is
+            return PlainTextResponse("\n".join(error.problems), 404)
+        return StreamingResponse(
+            chunks, media_type="application/zip", headers={"Content-Disposition": _attachment(name)}
+        )
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "SSR mode")  # off as it should be; Gradio warns all the same
+        return _mount(app, service, host, port)
+
+
+def _mount(app: FastAPI, service: Service, host: str, port: int) -> FastAPI:
+    return gr.mount_gradio_app(
+        app,
+        ui.build(service),
+        path="/",
+        server_name=host,
+        server_port=port,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        max_file_size=MAX_UPLOAD,
+        show_error=False,
+        theme=theme(),
+        head=head(),
+        enable_monitoring=False,
+        app_kwargs={"exception_handlers": {404: not_found}},
+    )
+
+
+def _upkeep(home: Home, closing: threading.Event) -> None:
+    """A worker lives for as long as the server does, and forgotten uploads go. A thread of its own: nothing waits for
+    it at the end."""
+    try:
+        ensure_worker(home)
+    except OSError:
+        log.exception("The worker could not be started.")
+    swept = time.monotonic()
+    while not closing.wait(WORKER_INTERVAL):
+        if time.monotonic() - swept > UPLOADS_SWEPT:
+            swept = time.monotonic()
+            sweep(home.uploads)
+        try:
+            if keep_worker(home):
+                log.warning("The worker had ended; a new one was started. Its log: logs/worker.log.")
+        except OSError:
+            log.exception("The worker could not be started.")
+
+
+def _attachment(name: str) -> str:
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)
+    return f'attachment; filename="{safe}"'
+
+
+def serve(root: str | Path | None, host: str, port: int) -> None:
+    """Serve until Ctrl-C. Raises UserError where the home or the port is taken."""
+    home = Home.at(root)
+    with _only_server(home):
+        listening = _listen(host, port)
+        _log_to(home.logs / "server.log")
+        sweep(home.uploads)
+        service = Service(home)
+        try:
+            config = uvicorn.Config(
+                create_app(service, host, port),
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=2,
+            )
+            _Server(config, url(host, port)).run([listening])
+        except KeyboardInterrupt:
+            pass
+        finally:
+            service.close()
+            print("Graft has stopped. A run that is training goes on; start Graft again to watch it.", flush=True)
+
+
+def url(host: str, port: int) -> str:
+    """Where a browser on this machine finds the server."""
+    if host in ("0.0.0.0", "::", ""):
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """Says where it is once it answers."""
+
+    def __init__(self, config: uvicorn.Config, address: str) -> None:
+        super().__init__(config)
+        self._address = address
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(f"Graft is at {self._address}   (Ctrl-C stops it)", flush=True)
+
+
+@contextlib.contextmanager
+def _only_server(home: Home) -> Iterator[IO[str]]:
+    """Hold the home's server lock. Raises UserError where another server has it."""
+    with home.server_lock.open("a+") as lock:
+        deadline = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                lock.seek(0)
+                process = lock.read().strip()
+                raise UserError(
+                    f"Graft already runs on the folder {home.root}{f' (process {process})' if process else ''}. "
+                    "Use that one, stop it first, or name another folder with --home."
+                ) from None
+        lock.seek(0)
+        lock.truncate()
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield lock
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises UserError in words where the address cannot be had."""
+    if not 0 < port < 65536:
+        raise UserError(f"--port {port} is not a port. Choose a number from 1024 to 65535.")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        return listening
+    except socket.gaierror:
+        raise UserError(f"--host {host} is not a name or address of this machine. Try --host 127.0.0.1.") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(
+                f"Port {port} is in use by another program. Stop it, or choose another port: "
+                f"python app.py --port {port + 1}"
+            ) from None
+        raise UserError(f"Graft cannot listen on {host}:{port}: {error.strerror or error}.") from None
+
+
+def _log_to(path: Path) -> None:
+    """Everything to the log file; the console gets warnings of ours only."""
+    file = RotatingFileHandler(path, maxBytes=5_000_000, backupCount=2, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[file], force=True)
+    console = logging.StreamHandler(sys.stderr)
+    console.setLevel(logging.WARNING)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(console)
+    for noisy in ("httpx", "httpcore", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def sweep(uploads: Path) -> None:
+    """Remove uploads that nobody can need any more."""
+    before = time.time() - UPLOADS_KEPT
+    for path in sorted(uploads.rglob("*"), reverse=True):
+        with contextlib.suppress(OSError):
+            if path.is_dir():
+                path.rmdir()  # goes only when empty
+            elif path.lstat().st_mtime < before:
+                path.unlink()

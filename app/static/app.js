@@ -1,0 +1,154 @@
+/* The shell's own script: page title, theme toggle, and fragments that the server keeps fresh. No libraries. */
+(() => {
+  "use strict";
+  const KEY = "graft-theme";
+  const SUN = "M12 4V2M12 22v-2M4 12H2M22 12h-2M6.300 6.300 4.900 4.900M19.100 19.100l-1.400-1.400M6.300 17.700l-1.400 1.400M19.100 4.900l-1.400 1.400M12 16a4 4 0 1 0 0-8 4 4 0 0 0 0 8Z";
+  const MOON = "M20 14.500A8.500 8.500 0 1 1 9.500 4 7 7 0 0 0 20 14.500Z";
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const stored = () => { try { return localStorage.getItem(KEY); } catch { return null; } };
+  const asked = new URLSearchParams(location.search).get("__theme");
+
+  function dark() {
+    const choice = stored() || asked;
+    return choice === "dark" || (choice !== "light" && system.matches);
+  }
+
+  function applyTheme() {
+    const want = dark();
+    if (document.body && document.body.classList.contains("dark") !== want) {
+      document.body.classList.toggle("dark", want);
+    }
+    document.documentElement.classList.toggle("dark", want);
+    for (const button of document.querySelectorAll("[data-theme-toggle]")) drawToggle(button);
+    document.dispatchEvent(new CustomEvent("graft:theme"));
+  }
+
+  function drawToggle(button) {
+    const label = dark() ? "Switch to the light theme" : "Switch to the dark theme";
+    if (button.getAttribute("aria-label") === label) return;
+    button.setAttribute("aria-label", label);
+    button.title = label;
+    button.innerHTML = `<svg viewBox="0 0 24 24" width="18" height="18" fill="none" stroke="currentColor" stroke-width="1.8"
+      stroke-linecap="round" stroke-linejoin="round" aria-hidden="true"><path d="${dark() ? SUN : MOON}"/></svg>`;
+  }
+
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest?.("[data-theme-toggle]")) return;
+    try { localStorage.setItem(KEY, dark() ? "light" : "dark"); } catch { /* private window: lasts for this page */ }
+    applyTheme();
+  });
+  system.addEventListener("change", applyTheme);
+  // Gradio sets its class on the body by the system's preference, whenever it starts: a remembered choice wins.
+  new MutationObserver(() => {
+    if (document.body.classList.contains("dark") !== dark()) applyTheme();
+  }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
+  applyTheme();
+
+  function page(title) {
+    const full = title ? `${title} · Graft` : "Graft";
+    document.title = full;
+    // Gradio writes its own title once more when it has drawn the page.
+    setTimeout(() => { document.title = document.title === "Graft" || !document.title ? full : document.title; }, 300);
+    for (const button of document.querySelectorAll("[data-theme-toggle]")) drawToggle(button);
+  }
+
+  /* A socket that connects again by itself, with growing pauses. `path` is asked anew each time.
+     `heard(message)` gets each JSON message; `state("open" | "lost")` says how the connection stands. */
+  function socket(path, heard, state = () => {}) {
+    let pause = 250, open = null, ended = false, timer = 0;
+    function connect() {
+      clearTimeout(timer);
+      const made = open = new WebSocket(location.origin.replace(/^http/, "ws") + path());
+      made.onopen = () => { state("open"); };
+      made.onmessage = (event) => { pause = 250; heard(JSON.parse(event.data)); };
+      made.onclose = (event) => {
+        if (ended || made !== open || event.code === 4404) return;
+        state("lost");
+        timer = setTimeout(connect, pause + Math.random() * 100);
+        pause = Math.min(pause * 1.7, 5000);
+      };
+    }
+    connect();
+    // Leaving: without this the page would call the lost connection an error. Coming back (bfcache): connect again.
+    addEventListener("pagehide", () => { ended = true; open.close(); });
+    addEventListener("pageshow", (event) => { if (event.persisted) { ended = false; connect(); } });
+    return {
+      say: (message) => { if (open.readyState === WebSocket.OPEN) open.send(JSON.stringify(message)); },
+    };
+  }
+
+  /* Ask the server to do something. Resolves to its JSON; rejects with the problems, in words, as `problems`. */
+  async function post(path) {
+    let answer;
+    try {
+      answer = await fetch(path, { method: "POST" });
+    } catch {
+      throw { problems: ["Graft does not answer. Is it still running?"] };
+    }
+    const body = await answer.json().catch(() => ({}));
+    if (!answer.ok) throw { problems: body.problems || ["Something went wrong. The reason is in logs/server.log."] };
+    return body;
+  }
+
+  function showProblems(holder, problems) {
+    holder.replaceChildren();
+    if (!problems.length) return;
+    const note = document.createElement("div");
+    note.className = "note bad";
+    note.setAttribute("role", "alert");
+    for (const problem of problems) {
+      const line = document.createElement("p");
+      line.textContent = problem;
+      note.append(line);
+    }
+    holder.append(note);
+  }
+
+  /* A button with data-post asks the server; it goes to the location that comes back. */
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest?.("[data-post]");
+    if (!button || button.disabled) return;
+    const holder = document.getElementById("problems") || button.parentElement.appendChild(document.createElement("div"));
+    button.disabled = true;
+    button.setAttribute("aria-busy", "true");
+    try {
+      const { location: next } = await post(button.dataset.post);
+      if (next) { location.href = next; return; }
+    } catch (error) {
+      showProblems(holder, error.problems || [String(error)]);
+    }
+    button.disabled = false;
+    button.removeAttribute("aria-busy");
+  });
+
+  /* HTML that the server made (and escaped), sent anew when it changes. Only what differs is replaced, by data-key,
+     so that focus and selection stay where they are. */
+  function fragment(element, name) {
+    const holder = element.querySelector(".live");
+    socket(() => `/live/fragments/${name}`, (message) => {
+      if (message.gone) showProblems(holder, [message.gone]);
+      if (message.html === undefined) return;
+      const fresh = document.createElement("template");
+      fresh.innerHTML = message.html;
+      patch(holder, fresh.content);
+      holder.removeAttribute("aria-busy");
+    });
+  }
+
+  function patch(holder, fresh) {
+    const keys = (root) => [...root.querySelectorAll("[data-key]")];
+    const before = keys(holder), after = keys(fresh);
+    const same = before.length && before.length === after.length
+      && before.every((node, i) => node.dataset.key === after[i].dataset.key);
+    if (!same) {
+      holder.replaceChildren(fresh);
+      return;
+    }
+    before.forEach((node, i) => {
+      const asking = node.querySelector("[aria-busy=true]"); // its button waits for an answer: not now
+      if (!asking && !node.isEqualNode(after[i])) node.replaceWith(after[i]);
+    });
+  }
+
+  window.Graft = { page, socket, post, showProblems, fragment, dark };
+})();

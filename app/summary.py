@@ -1,0 +1,98 @@
+"""The column beside Start: what will be trained, on how much, whether it fits, and what stands in the way."""
+
+from __future__ import annotations
+
+from app.components import bytes_text, count_text, escape, note_html, problems_html
+from app.preflight import notes_html
+from jobs.memory import LABELS, Estimate
+from jobs.service.datasets import Preflight
+from jobs.service.models import BaseModelView
+from jobs.service.planning import Plan
+
+REASONS = 5  # on the Train page; the dataset's own page lists every row
+
+
+def summary_html(plan: Plan, model: BaseModelView, dataset: str, method: str) -> str:
+    """Who learns what, figures, and the memory bar; all move with every setting."""
+    percent = plan.trainable_percent
+    sums = [
+        ("Trains", plan.trainable_parameters, f"parameters{f', {_percent(percent)}' if percent is not None else ''}"),
+        ("In", model.shape.layers, "layers"),
+        ("Sees", plan.train_rows, "rows"),
+        ("Keeps aside", plan.validation_rows, "rows to validate with"),
+        ("Takes", plan.steps, "steps"),
+    ]
+    rows = "".join(
+        f"<div><dt>{label}</dt><dd><strong>{count_text(value)}</strong> {escape(unit)}</dd></div>"
+        for label, value, unit in sums
+    )
+    who = f"<strong>{escape(model.name)}</strong> learns <strong>{escape(dataset)}</strong> with {escape(method)}"
+    return f'<p class="who-learns">{who}</p><dl class="sums">{rows}</dl>{memory_html(plan)}'
+
+
+def memory_html(plan: Plan) -> str:
+    """The estimate, part by part, against what is free."""
+    needs = plan.estimate
+    if needs is None:
+        return ""
+    whole = max(needs.total, plan.free_memory) or 1
+    parts = _parts(needs)
+    bar = "".join(
+        f'<i class="part-{name}" style="width:{100 * size / whole:.2f}%" title="{escape(LABELS[name])}: '
+        f'{bytes_text(size)}"></i>'
+        for name, size in parts
+    )
+    limit = (
+        f'<b style="left:{100 * plan.free_memory / whole:.2f}%" title="free memory"></b>'
+        if needs.total > plan.free_memory
+        else ""
+    )
+    legend = "".join(
+        f'<li><i class="part-{name}"></i>{escape(LABELS[name])}<span>{bytes_text(size)}</span></li>'
+        for name, size in parts
+    )
+    verdict = {True: "Fits", False: "Does not fit", None: "Cannot be said"}[plan.fits]
+    kind = {True: "good", False: "bad", None: "info"}[plan.fits]
+    return (
+        f'<div class="memory"><div class="memory-words"><span class="badge {kind}">{verdict}</span>'
+        f"<span><strong>{bytes_text(needs.total)}</strong> of {bytes_text(plan.free_memory)} free</span></div>"
+        f'<div class="memory-bar">{bar}{limit}</div>'
+        f"<details><summary>Where the memory goes</summary><ul>{legend}</ul>"
+        f'<p class="hint">Peak, estimated for {escape(plan.device)}. The run measures it.</p></details></div>'
+    )
+
+
+def words_html(plan: Plan) -> str:
+    """Under Start: what forbids it, then what is worth knowing."""
+    notes = "".join(
+        note_html(note, "warn" if plan.fits is False and "memory" in note else "info") for note in plan.notes
+    )
+    return f'<div class="stack">{problems_html(plan.problems)}{notes}</div>' if plan.problems or notes else ""
+
+
+def check_line_html(check: Preflight, dataset_id: int, max_length: int) -> str:
+    """What the data check found, in a line or two; bad rows with their reasons."""
+    link = f'<a href="dataset?id={dataset_id}">See any row</a>'
+    cut = (
+        f"{check.truncated_rows:,} cut at {max_length:,} tokens (the longest has {check.longest:,})"
+        if check.truncated_rows
+        else f"none cut, the longest has {check.longest:,} tokens"
+    )
+    notes = notes_html(check)
+    if not check.bad_rows:
+        return f'<p class="check-line good">All {check.rows:,} rows can be used; {cut}. {link}</p>{notes}'
+    rows = "".join(f"<li>Row {bad.row:,}: {escape(bad.reason)}</li>" for bad in check.bad[:REASONS])
+    more = check.bad_rows - min(REASONS, len(check.bad))
+    rest = f'<li><a href="dataset?id={dataset_id}">and {more:,} more</a></li>' if more > 0 else ""
+    return (
+        f'<p class="check-line warn">{check.bad_rows:,} of {check.rows:,} rows cannot be used; {cut}. {link}</p>'
+        f'<ul class="reasons">{rows}{rest}</ul>{notes}'
+    )
+
+
+def _parts(needs: Estimate) -> list[tuple[str, int]]:
+    return [(name, size) for name in LABELS if (size := getattr(needs, name))]
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1f} %" if value >= 1 else f"{value:.2g} %"

@@ -1,0 +1,269 @@
+"""The check of a whole dataset before Start, and the preview of one row: both through the task's own `encode`.
+
+Runs in the token child (jobs/data/child.py), in memory bounded by one batch of rows and one number a row.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.data.columns import Mapping
+from jobs.data.store import Stored, count_rows, read_raw, read_rows
+from jobs.errors import RowProblem
+from jobs.frozen import Frozen
+from jobs.tasks.base import Encoded, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BATCH_ROWS = 256
+BATCH_CHARS = 1_000_000
+BAD_ROWS_LISTED = 1_000
+REASONS_LISTED = 100
+BUCKETS = 30
+SEGMENTS = 20_000  # tokens of one row that a preview shows one by one
+RAW_CHARS = 20_000
+EXAMPLE_PROMPTS = 8
+PROMPT_CHARS = 500
+
+
+class Segment(Frozen):
+    """A piece of a rendered row. Consecutive tokens of one kind are kept apart, so that a page can show each."""
+
+    text: str
+    kind: str  # "trained", "context" (seen, not trained) or "cut" (beyond the maximum length)
+
+
+class RowPreview(Frozen):
+    row: int  # 1-based, as counted in the uploaded file
+    tokens: int
+    trained_tokens: int
+    cut_tokens: int
+    segments: tuple[Segment, ...]  # one a token
+    problem: str | None  # why this row is bad; then segments are empty and `raw` shows the row
+    raw: str
+
+
+class BadRow(Frozen):
+    row: int
+    reason: str
+
+
+class Preflight(Frozen):
+    """What a check of the whole file found. Lengths in tokens of the chosen base model."""
+
+    rows: int
+    good_rows: int
+    bad_rows: int
+    bad: tuple[BadRow, ...]  # the first 1,000, in the file's order
+    reasons: dict[str, int]  # reason -> how many rows, all of them
+    truncated_rows: int  # longer than the maximum length
+    tokens: int  # after truncation
+    trained_tokens: int
+    longest: int
+    median: int
+    p95: int
+    histogram: tuple[tuple[int, int, int], ...]  # (from, below, rows), lengths before truncation
+    example_prompts: tuple[str, ...]  # a few first user turns, for the fixed prompts
+    seconds: float
+    notes: tuple[str, ...] = ()  # worth knowing, forbidding nothing
+
+
+class Progress(Frozen):
+    done: int
+    total: int
+    text: str
+
+
+def preview(
+    rows: Path, number: int, mapping: Mapping, task: Task, params: Any, tokenizer: PreTrainedTokenizerBase, length: int
+) -> RowPreview:
+    """One row as the trainer will see it. Raises UserError where there is no such row."""
+    (_, values, problem), raw = read_raw(rows, number)
+    raw = raw[:RAW_CHARS]
+    try:
+        if values is None:
+            raise RowProblem(problem or "it cannot be read")
+        encoded = task.encode(values, mapping, tokenizer, params)
+        used = encoded.cut(length)
+    except RowProblem as bad:
+        return RowPreview(row=number, tokens=0, trained_tokens=0, cut_tokens=0, segments=(), problem=str(bad), raw=raw)
+    return RowPreview(
+        row=number,
+        tokens=len(encoded.input_ids),
+        trained_tokens=sum(used.trained),
+        cut_tokens=len(encoded.input_ids) - len(used.input_ids),
+        segments=tuple(segments(encoded, length)),
+        problem=None,
+        raw=raw,
+    )
+
+
+def segments(encoded: Encoded, length: int) -> Iterator[Segment]:
+    """The row's text in pieces, one a token, none lost: together they are the whole text.
+
+    A character of several tokens is shown with the first of them.
+    """
+    shown = 0
+    total = len(encoded.offsets)
+    for place, (_, end) in enumerate(encoded.offsets):
+        last = place == total - 1 or place == SEGMENTS - 1
+        kind = "cut" if place >= length else "trained" if encoded.trained[place] else "context"
+        end = len(encoded.text) if place == total - 1 else end
+        yield Segment(text=encoded.text[shown : max(shown, end)], kind=kind)
+        shown = max(shown, end)
+        if last:
+            return
+
+
+def check(
+    rows: Path,
+    mapping: Mapping,
+    task: Task,
+    params: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Preflight:
+    """Every row through `encode`. `progress` may raise to end it."""
+    began = time.monotonic()
+    total = count_rows(rows)
+    bad: list[BadRow] = []
+    reasons: Counter[str] = Counter()
+    lengths = array("i")
+    good = truncated = tokens = trained = half_trained = untrained_answers = seen = 0
+    prompts: list[str] = []
+    for batch in _batches(read_rows(rows)):
+        readable = [values for _, values, _ in batch if values is not None]
+        results = iter(task.encode_batch(readable, mapping, tokenizer, params))
+        for number, values, problem in batch:
+            seen += 1
+            try:
+                if values is None:
+                    raise RowProblem(problem or "it cannot be read")
+                result = next(results)
+                if isinstance(result, RowProblem):
+                    raise result
+                lengths.append(len(result.input_ids))
+                used = result.cut(length)
+            except RowProblem as found:
+                if len(bad) < BAD_ROWS_LISTED:
+                    bad.append(BadRow(row=number, reason=str(found)))
+                kind = reason_kind(str(found))
+                reasons[kind if kind in reasons or len(reasons) < REASONS_LISTED else "other reasons"] += 1
+                continue
+            good += 1
+            truncated += len(result.input_ids) > length
+            tokens += len(used.input_ids)
+            trained += sum(used.trained)
+            if result.untrained_answers:
+                half_trained += 1
+                untrained_answers += result.untrained_answers
+            if len(prompts) < EXAMPLE_PROMPTS:
+                prompt = _prompt(task, values, mapping)
+                if prompt and prompt not in prompts:
+                    prompts.append(prompt)
+        progress(Progress(done=seen, total=total, text=f"Checked {seen:,} of {total:,} rows"))
+    ordered = sorted(lengths)
+    notes = []
+    if untrained_answers:
+        notes.append(
+            f"This model's chat template rewrites earlier turns: in {half_trained:,} rows {untrained_answers:,} "
+            "earlier answers are read but not trained. The last answer of every row is."
+        )
+    return Preflight(
+        rows=total,
+        good_rows=good,
+        bad_rows=total - good,
+        bad=tuple(bad),
+        reasons=dict(reasons.most_common()),
+        truncated_rows=truncated,
+        tokens=tokens,
+        trained_tokens=trained,
+        longest=ordered[-1] if ordered else 0,
+        median=_rank(ordered, 0.5),
+        p95=_rank(ordered, 0.95),
+        histogram=tuple(histogram(ordered)),
+        example_prompts=tuple(prompts),
+        seconds=round(time.monotonic() - began, 3),
+        notes=tuple(notes),
+    )
+
+
+def reason_kind(reason: str) -> str:
+    """A reason without what is in brackets at its end: the same for every row of its kind."""
+    return reason.partition(" (")[0]
+
+
+def histogram(ordered: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Up to BUCKETS buckets of one round width. A few far longer rows share the last, so that the rest keeps its
+    shape; it alone is wider."""
+    if not ordered:
+        return
+    longest = ordered[-1]
+    usual = _rank(ordered, 0.995)
+    top = longest if longest <= 2 * usual else usual
+    width = _round_width((top + 1) / BUCKETS)
+    count = top // width + 1
+    counts = Counter(min(length // width, count) for length in ordered)
+    first = min(counts)
+    for bucket in range(first, count):
+        yield bucket * width, (bucket + 1) * width, counts[bucket]
+    if counts[count]:
+        yield count * width, longest + 1, counts[count]
+
+
+def _round_width(least: float) -> int:
+    step = 1
+    while True:
+        for factor in (1, 2, 5):
+            if factor * step >= least:
+                return factor * step
+        step *= 10
+
+
+def _rank(ordered: list[int], share: float) -> int:
+    """Nearest rank: the smallest length that at least this share of the rows does not exceed."""
+    return ordered[max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1)] if ordered else 0
+
+
+def _batches(rows: Iterator[Stored]) -> Iterator[list[Stored]]:
+    batch: list[Stored] = []
+    chars = 0
+    for row in rows:
+        batch.append(row)
+        chars += _size(row[1])
+        if len(batch) >= BATCH_ROWS or chars >= BATCH_CHARS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+def _size(value: Any) -> int:
+    """About how many characters a row holds, without writing it out."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(_size(item) for item in value.values())
+    return sum(_size(item) for item in value) if isinstance(value, list) else 8
+
+
+def _prompt(task: Task, values: dict[str, Any], mapping: Mapping) -> str:
+    turns = task.prompt_messages(values, mapping)
+    last = next((turn["content"].strip() for turn in turns if turn["role"] == "user"), "")
+    return last if len(last) <= PROMPT_CHARS else ""
+
+
+def cached(path: Path) -> Preflight | None:
+    """A report kept at `path`; None where there is none, or one of an older form."""
+    try:
+        return Preflight.model_validate(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError):
+        return None

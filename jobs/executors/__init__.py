@@ -1,0 +1,1 @@
+"""Where a run's child process runs: on this machine, later on others."""

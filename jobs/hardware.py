@@ -1,0 +1,142 @@
+"""What this machine has, asked without importing torch (the page asks before Start; the child asks torch itself)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from jobs.frozen import Frozen
+
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "quota period" in microseconds, or "max period"
+_GPU_KEPT = 2.0  # seconds that an answer of nvidia-smi is good for
+
+
+class Hardware(Frozen):
+    """The device training would run on. Memory in bytes."""
+
+    device: Literal["cuda", "cpu"]
+    name: str
+    memory_total: int
+    memory_free: int
+    cores: int
+    bf16: bool  # computes bfloat16 in hardware; without it bf16 on a CPU is about 17 times slower than fp32
+
+
+def this_machine() -> Hardware:
+    """The first CUDA GPU where nvidia-smi shows one and torch can use it, else the CPU. Free memory is read now."""
+    return _nvidia(int(time.monotonic() // _GPU_KEPT)) or processor()
+
+
+def processor() -> Hardware:
+    """The CPU, whatever else there is. Free memory is read now."""
+    memory = psutil.virtual_memory()
+    limit = _cgroup_limit()
+    total = min(memory.total, limit) if limit else memory.total
+    return Hardware(
+        device="cpu",
+        name=_cpu_name(),
+        memory_total=total,
+        memory_free=min(memory.available, total),
+        cores=usable_cores(),
+        bf16=_cpu_bf16(),
+    )
+
+
+def usable_cores() -> int:
+    """Cores this process may use: its affinity, and a container's share of the processor."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass  # no container, or no limit ("max")
+    return cores
+
+
+@lru_cache(maxsize=1)
+def _nvidia(moment: int) -> Hardware | None:
+    """The GPU, asked once a `moment`: the page asks at every change of a setting, and nvidia-smi takes its time."""
+    if not shutil.which("nvidia-smi") or _torch_is_for_cpus():
+        return None
+    try:
+        answer = subprocess.run(
+            [
+                "nvidia-smi",
+                "--query-gpu=name,memory.total,memory.free,compute_cap",
+                "--format=csv,noheader,nounits",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout
+        name, total, free, capability = (part.strip() for part in answer.splitlines()[0].split(","))
+        return Hardware(
+            device="cuda",
+            name=name,
+            memory_total=int(total) << 20,
+            memory_free=int(free) << 20,
+            cores=usable_cores(),
+            bf16=float(capability) >= 8.0,
+        )
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+@cache
+def _torch_is_for_cpus() -> bool:
+    """Whether the installed torch was built without CUDA, read from its version: the page never imports it."""
+    try:
+        return importlib.metadata.version("torch").endswith("+cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return True
+
+
+def _cgroup_limit() -> int | None:
+    """A container's memory limit in bytes, where one is set."""
+    try:
+        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        return None if text == "max" else int(text)
+    except (OSError, ValueError):
+        return None
+
+
+@cache
+def _cpu_info() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+def _cpu_name() -> str:
+    for line in _cpu_info().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return "CPU"
+
+
+def _cpu_bf16() -> bool:
+    return any(flag in _cpu_info() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def peak_resident() -> int:
+    """The most memory this process has held so far, in bytes."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):  # ru_maxrss would also count the process that we were forked from
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,134 @@
+"""Adapters on one resident base: attached by name when they are first asked for, the least used let go.
+
+Plain LoRA goes into the stacked layers (jobs.inference.stacked), any number in one batch. Every other kind goes through
+PEFT, one adapter at a time and one row a batch, because only LoRA may share a forward pass (PEFT takes `adapter_names`
+for some other kinds and ignores it: base rows then get the adapter's answer).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import UserError
+from jobs.inference.load import Loaded
+from jobs.inference.stacked import ORDINARY_STARTS, Pairs, Plan, StackedLora, lay_out, read_config
+
+KEPT = 8  # adapters in memory at once
+
+
+@dataclass(frozen=True)
+class Adapter:
+    folder: Path
+    fingerprint: str  # SHA-256 of its weights
+    stamp: tuple[int, int]  # size and time of its file: a run that was resumed writes a new one in its place
+    pairs: Pairs | None  # None: through PEFT
+
+
+@dataclass(frozen=True)
+class Group:
+    """Who answers the rows of one batch: each row's LoRA, or one PEFT adapter for its only row."""
+
+    plan: Plan
+    rows: tuple[Pairs, ...] = ()
+    peft: Adapter | None = None
+
+    def keep(self, indices: Sequence[int]) -> Group:
+        """The group of the rows that go on."""
+        if self.peft:
+            return self
+        rows = tuple(self.rows[index] for index in indices)
+        return Group(lay_out(rows), rows)
+
+
+class Adapters:
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._stacked = StackedLora(loaded.model)
+        self._known: OrderedDict[Path, Adapter] = OrderedDict()
+        self._peft: Any = None  # the PeftModel round the base, where one is attached
+        self._attached: Adapter | None = None
+
+    def get(self, folder: Path) -> Adapter:
+        """Read it, or take it from memory. Raises UserError where it cannot be used."""
+        weights = folder / "adapter_model.safetensors"
+        try:
+            stat = weights.stat()
+            stamp = (stat.st_size, stat.st_mtime_ns)
+            adapter = self._known.get(folder)
+            if adapter is None or adapter.stamp != stamp:
+                config = read_config(folder)
+                pairs = self._stacked.read(folder, config, self._loaded.device, self._loaded.dtype)
+                if pairs is None and config.get("init_lora_weights", True) not in ORDINARY_STARTS:
+                    raise UserError(
+                        f"The adapter in {folder} was saved with init_lora_weights={config['init_lora_weights']!r}, "
+                        "which changes the base model as it loads. Convert it to plain LoRA first."
+                    )
+                with weights.open("rb") as file:
+                    fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+                adapter = Adapter(folder, fingerprint, stamp, pairs)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"The adapter in {folder} cannot be read ({type(error).__name__}: {error}).") from error
+        self._check_sizes(adapter)
+        self._known[folder] = adapter
+        self._known.move_to_end(folder)
+        while len(self._known) > KEPT:
+            self._known.popitem(last=False)  # a batch that still uses it holds its matrices itself
+        return adapter
+
+    def _check_sizes(self, adapter: Adapter) -> None:
+        for name, (down, up) in (adapter.pairs or {}).items():
+            module = self._loaded.model.get_submodule(name)
+            sizes = (getattr(module, "in_features", down.shape[0]), getattr(module, "out_features", up.shape[1]))
+            if sizes != (down.shape[0], up.shape[1]):
+                raise UserError(
+                    f"The adapter in {adapter.folder} was made for another base model: its {name} has other sizes than "
+                    f"that of {self._loaded.name}."
+                )
+
+    def forward(self, group: Group, *, first: bool, **inputs: Any) -> Any:
+        """One pass of the model with the group's adapters. `first`: the batch's cache is still empty."""
+        if group.peft:
+            self._attach(group.peft)
+            # Virtual tokens, where the kind has them, go into the cache with the first pass and stay there.
+            return (self._peft if first else self._peft.base_model)(**inputs)
+        self._stacked.active = group.plan
+        try:
+            with self._peft.disable_adapter() if self._peft else contextlib.nullcontext():
+                return self._loaded.model(**inputs)
+        finally:
+            self._stacked.active = {}
+
+    def _attach(self, adapter: Adapter) -> None:
+        if self._attached is adapter:
+            return
+        from peft import PeftModel
+
+        if self._peft is not None:
+            if not self._peft.active_peft_config.is_prompt_learning:
+                self._peft.unload()
+            self._peft = self._attached = None
+        self._peft = PeftModel.from_pretrained(
+            self._loaded.model, adapter.folder, torch_device=str(self._loaded.device)
+        )
+        self._peft.eval()
+        self._attached = adapter
+
+
+def together(adapters: Sequence[Adapter | None]) -> list[tuple[Group, list[int]]]:
+    """The batches for rows with these adapters (None: bare base), each with the indices of its rows in batch order."""
+    stacked = [index for index, adapter in enumerate(adapters) if adapter is None or adapter.pairs is not None]
+    stacked.sort(key=lambda index: adapters[index] is not None)  # bare rows first, as lay_out wants
+    groups = []
+    if stacked:
+        rows = tuple((adapters[index].pairs or {}) if adapters[index] else {} for index in stacked)  # type: ignore[union-attr]
+        groups.append((Group(lay_out(rows), rows), stacked))
+    for index, adapter in enumerate(adapters):
+        if adapter and adapter.pairs is None:
+            groups.append((Group({}, peft=adapter), [index]))
+    return groups

@@ -1,0 +1,312 @@
+"""Datasets: take an upload, say what it is, show any row as the trainer will see it, check the whole file.
+
+Files are read and tokenised by processes of their own (jobs/data/ingest.py, jobs/data/child.py); here is only the
+catalog's side of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import IntegrityError
+
+from jobs.data import store
+from jobs.data.columns import ROLES, Mapping
+from jobs.data.ingest import Ingested
+from jobs.data.preflight import BadRow, Preflight, Progress, RowPreview, Segment, cached
+from jobs.errors import UserError
+from jobs.fields import problems_of
+from jobs.files import write_whole
+from jobs.frozen import Frozen
+from jobs.rpc import RpcClient
+from jobs.service.models import Models
+from jobs.tasks import task
+from storage.db import read, write
+from storage.files import Home
+from storage.tables import Dataset, Run
+
+__all__ = ["BadRow", "DatasetView", "Datasets", "Preflight", "Progress", "RowPreview", "Segment"]
+
+_CELL_CHARS = 200
+_REPORT_VERSION = 1  # raise it when `encode` or the report changes, so that kept reports are made anew
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+class DatasetView(Frozen):
+    id: int
+    name: str
+    filename: str
+    format: str
+    fingerprint: str
+    size_bytes: int
+    rows: int
+    columns: tuple[str, ...]
+    mapping: Mapping | None  # None where detection found nothing: the person has to choose
+    detected: str  # one sentence: what was seen, and how sure
+    sure: bool  # False: show the mapping form with the guess filled in
+    created_at: datetime
+    runs: int  # how many runs used it
+
+
+_RUNS = select(func.count()).where(Run.dataset_id == Dataset.id).correlate(Dataset).scalar_subquery()
+_WITH_RUNS = select(Dataset, _RUNS)
+
+Rows = list[dict[str, Any]]  # within the class `list` is its method
+
+
+class Datasets:
+    def __init__(self, home: Home, engine: Engine, models: Models) -> None:
+        self._home = home
+        self._engine = engine
+        self._models = models
+        self._tokens = RpcClient("jobs.data.child", home.logs / "tokens.txt")
+
+    def add(self, path: Path, filename: str | None = None) -> Iterator[Progress | DatasetView]:
+        """Take a file into the catalog: progress, then the view last. The same content twice is the same dataset.
+
+        A file among the home's uploads is removed afterwards: the dataset keeps a copy of its own.
+        Raises UserError for a file that cannot be read, with every problem found.
+        """
+        filename = _plain_filename(filename or path.name)
+        if not path.is_file():
+            raise UserError(f"{filename} could not be read: the file is not there. Upload it again.")
+        ingested: Ingested | None = None
+        reader = RpcClient("jobs.data.ingest", self._home.logs / "ingest.txt")
+        try:
+            for said in reader.stream(
+                "ingest", path=str(path.resolve()), filename=filename, datasets=str(self._home.datasets)
+            ):
+                if "summary" in said:
+                    ingested = Ingested.model_validate(said["summary"])
+                else:
+                    yield Progress(done=int(1000 * said["share"]), total=1000, text=said["text"])
+        finally:
+            reader.close()
+            if path.resolve().is_relative_to(self._home.uploads):  # it has been copied, or cannot be used
+                path.unlink(missing_ok=True)
+        if ingested is None:
+            raise UserError(f"{filename} was not taken in: its reading was cancelled. Upload it again.")
+        yield self._catalog(ingested, filename)
+
+    def _catalog(self, ingested: Ingested, filename: str) -> DatasetView:
+        row = Dataset(
+            fingerprint=ingested.fingerprint,
+            name=PurePath(filename).stem[:120] or filename,
+            filename=filename,
+            format=ingested.format,
+            size_bytes=ingested.size_bytes,
+            rows=ingested.rows,
+            columns=list(ingested.columns),
+            mapping=ingested.mapping,
+            detection={"text": ingested.text, "sure": ingested.sure},
+        )
+        # Where the same content is in the catalog already, that dataset is the answer.
+        with contextlib.suppress(IntegrityError), write(self._engine) as session:
+            session.add(row)
+        with read(self._engine) as session:
+            found = session.scalar(select(Dataset.id).where(Dataset.fingerprint == ingested.fingerprint))
+        return self.get(int(found or 0))
+
+    def list(self) -> list[DatasetView]:
+        """Newest first."""
+        with read(self._engine) as session:
+            return [_view(row, runs) for row, runs in session.execute(_WITH_RUNS.order_by(Dataset.id.desc()))]
+
+    def get(self, dataset_id: int) -> DatasetView:
+        """Raises UserError where there is none."""
+        with read(self._engine) as session:
+            found = session.execute(_WITH_RUNS.where(Dataset.id == dataset_id)).one_or_none()
+        if found is None:
+            raise UserError(f"There is no dataset {dataset_id}. It may have been deleted; choose another.")
+        return _view(*found)
+
+    def set_mapping(self, dataset_id: int, mapping: Mapping) -> DatasetView:
+        """The person overrules what was detected. Raises UserError for missing roles or unknown columns."""
+        view = self.get(dataset_id)
+        columns = {role: column for role, column in mapping.columns.items() if column}
+        problems = [f'Choose the column for "{role.capitalize()}".' for role in mapping.missing()]
+        problems += [
+            f'There is no column "{column}" in {view.name}; it has {", ".join(view.columns)}.'
+            for column in columns.values()
+            if column not in view.columns
+        ]
+        problems += [
+            f'"{role}" is no part of {mapping.shape.value}.' for role in columns if role not in ROLES[mapping.shape]
+        ]
+        UserError.raise_all(problems)
+        chosen = ", ".join(f'{role} is "{column}"' for role, column in columns.items())
+        with write(self._engine) as session:
+            row = session.get_one(Dataset, dataset_id)
+            row.mapping = Mapping(shape=mapping.shape, columns=columns).model_dump(mode="json")
+            row.detection = {"text": f"Chosen by you: {chosen}.", "sure": True}
+        return self.get(dataset_id)
+
+    def rename(self, dataset_id: int, name: str) -> DatasetView:
+        name = " ".join(name.split())[:120]
+        if not name:
+            raise UserError("A dataset needs a name. Type at least one character.")
+        self.get(dataset_id)
+        with write(self._engine) as session:
+            session.get_one(Dataset, dataset_id).name = name
+        return self.get(dataset_id)
+
+    def delete(self, dataset_id: int) -> None:
+        """Remove rows and file. Raises UserError while a run uses it."""
+        view = self.get(dataset_id)
+        with write(self._engine) as session:
+            used = session.scalars(select(Run.name).where(Run.dataset_id == dataset_id).limit(4)).all()
+            if used:
+                runs = "1 run" if view.runs == 1 else f"{view.runs} runs"
+                named = ", ".join(used[:3]) + (" and more" if len(used) > 3 else "")
+                raise UserError(f"{view.name} is used by {runs} ({named}). Delete those runs first.")
+            session.delete(session.get_one(Dataset, dataset_id))
+        shutil.rmtree(self._home.dataset(view.fingerprint), ignore_errors=True)
+
+    def head(self, dataset_id: int, rows: int = 20) -> Rows:
+        """The first rows as they were read (values shortened to 200 characters), for a table.
+
+        A row that could not be read says so in its first column.
+        """
+        view = self.get(dataset_id)
+        shown: Rows = []
+        for number, values, problem in store.read_rows(self.rows_path(view)):
+            if len(shown) >= rows:
+                break
+            if values is None:
+                shown.append({view.columns[0]: f"(row {number} cannot be read: {problem})"})
+            else:
+                shown.append({column: _cell(values.get(column)) for column in view.columns})
+        return shown
+
+    def rows_path(self, view: DatasetView) -> Path:
+        """Where the rows of a dataset lie: what a run's DatasetRef names."""
+        return self._home.dataset(view.fingerprint) / store.ROWS
+
+    def preview(
+        self,
+        dataset_id: int,
+        row: int,
+        base_model_id: int,
+        task_name: str,
+        task_params: dict[str, Any],
+        max_length: int,
+    ) -> RowPreview:
+        """One row through the real tokenizer and the real masking."""
+        view = self.get(dataset_id)
+        question = self._question(view, base_model_id, task_name, task_params, max_length)
+        return RowPreview.model_validate(self._tokens.call("preview", row=row, **question))
+
+    def preflight(
+        self,
+        dataset_id: int,
+        base_model_id: int,
+        task_name: str,
+        task_params: dict[str, Any],
+        max_length: int,
+    ) -> Iterator[Progress | Preflight]:
+        """Check every row; progress, then the report last. Reports are cached by their arguments."""
+        view = self.get(dataset_id)
+        question = self._question(view, base_model_id, task_name, task_params, max_length)
+        key = hashlib.sha256(json.dumps([_REPORT_VERSION, question], sort_keys=True).encode()).hexdigest()[:32]
+        kept = self._home.dataset(view.fingerprint) / f"preflight-{key}.json"
+        if report := cached(kept):
+            yield report
+            return
+        for said in self._tokens.stream("preflight", **question):
+            if "report" in said:
+                report = Preflight.model_validate(said["report"])
+            else:
+                yield Progress.model_validate(said["progress"])
+        if report is None:
+            raise UserError("The check was cancelled before it was done. Start it again.")
+        with contextlib.suppress(OSError):  # a dataset deleted in the meantime has no place for its report
+            write_whole(kept, report.model_dump_json())
+        yield report
+
+    def warm(self, base_model_id: int | None = None) -> None:
+        """Start the token child now (and load a tokenizer), so that the first preview is quick. Returns at once."""
+
+        def load() -> None:
+            with contextlib.suppress(UserError):
+                if base_model_id is None:
+                    self._tokens.start()
+                else:
+                    self._tokens.call("warm", **self._tokenizer(base_model_id))
+
+        threading.Thread(target=load, daemon=True).start()
+
+    def close(self) -> None:
+        self._tokens.close()
+
+    def _question(
+        self, view: DatasetView, base_model_id: int, task_name: str, task_params: dict[str, Any], max_length: int
+    ) -> dict[str, Any]:
+        """What decides how rows become tokens. Raises UserError for what cannot be asked."""
+        if view.mapping is None:
+            raise UserError(f"Graft could not tell what the columns of {view.name} mean. Choose them first.")
+        chosen = task(task_name)
+        try:
+            params = chosen.Params(**task_params)
+        except ValidationError as error:
+            raise UserError(*problems_of(chosen.Params, error)) from None
+        if max_length < 1:
+            raise UserError(f"You set the maximum length to {max_length}. It has to be at least 1.")
+        return {
+            "rows": str(self.rows_path(view)),
+            "mapping": view.mapping.model_dump(mode="json"),
+            "task": task_name,
+            "params": params.model_dump(mode="json"),
+            "max_length": max_length,
+            **self._tokenizer(base_model_id),
+        }
+
+    def _tokenizer(self, base_model_id: int) -> dict[str, Any]:
+        ref = self._models.ref(base_model_id)
+        stamp = ""  # a folder's tokenizer may be changed in place
+        if ref.folder:
+            for name in _TOKENIZER_FILES:
+                with contextlib.suppress(OSError):
+                    stamp += f"{name}:{(ref.folder / name).stat().st_mtime_ns};"
+        return {"model": ref.name, "source": ref.source, "revision": ref.revision, "stamp": stamp}
+
+
+def _view(row: Dataset, runs: int) -> DatasetView:
+    return DatasetView(
+        id=row.id,
+        name=row.name,
+        filename=row.filename,
+        format=row.format,
+        fingerprint=row.fingerprint,
+        size_bytes=row.size_bytes,
+        rows=row.rows,
+        columns=tuple(row.columns),
+        mapping=Mapping.model_validate(row.mapping) if row.mapping else None,
+        detected=row.detection["text"],
+        sure=row.detection["sure"],
+        created_at=row.created_at,
+        runs=runs,
+    )
+
+
+def _plain_filename(filename: str) -> str:
+    """A name to show: without folders, line breaks or control characters, of a length a page can hold."""
+    name = PureWindowsPath(PurePath(filename).name).name
+    name = "".join(letter for letter in name if letter.isprintable())
+    return name[-150:] or "upload"
+
+
+def _cell(value: Any) -> Any:
+    if value is None or isinstance(value, int | float):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _CELL_CHARS else text[: _CELL_CHARS - 1] + "…"

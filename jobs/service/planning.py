@@ -1,0 +1,227 @@
+"""Before Start: settings to a checked RunSpec, with what will be trained and whether it fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from jobs.errors import UserError
+from jobs.fields import problems_of
+from jobs.frozen import Frozen
+from jobs.hardware import Hardware, this_machine
+from jobs.memory import Estimate, estimate, fits
+from jobs.methods import method as find_method
+from jobs.presets import preset as find_preset
+from jobs.service.datasets import Datasets, Preflight
+from jobs.service.models import Models
+from jobs.spec import DatasetRef, RunSpec, TrainingParams
+from jobs.tasks import task as find_task
+from jobs.tasks import task_for
+
+MAX_PROMPTS = 8
+
+
+class Draft(Frozen):
+    """What the form holds: plain values, not yet checked."""
+
+    name: str = ""
+    base_model_id: int
+    dataset_id: int
+    method: str = "lora"
+    method_params: dict[str, Any] = Field(default_factory=dict)
+    task: str = "chat"
+    task_params: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+
+
+class Plan(Frozen):
+    """The answer to a draft. `spec` is None where `problems` forbid the run."""
+
+    spec: RunSpec | None
+    problems: tuple[str, ...]  # all of them, in the user's words
+    notes: tuple[str, ...]  # worth knowing, forbidding nothing
+    estimate: Estimate | None
+    fits: bool | None  # None: cannot be said
+    free_memory: int  # bytes
+    device: str  # "NVIDIA H100", "AMD EPYC"
+    trainable_parameters: int | None
+    trainable_percent: float | None
+    train_rows: int | None
+    validation_rows: int | None
+    steps: int | None
+
+
+class Planning:
+    def __init__(self, models: Models, datasets: Datasets) -> None:
+        self._models = models
+        self._datasets = datasets
+
+    def defaults(
+        self, base_model_id: int, dataset_id: int | None, method: str = "lora", preset: str = "balanced"
+    ) -> Draft:
+        """A draft with the preset's settings for this model, dataset and method."""
+        shape = self._models.base(base_model_id).shape
+        chosen, settings = find_method(method), find_preset(preset)
+        mapping = self._datasets.get(dataset_id).mapping if dataset_id else None
+        training = {"learning_rate": chosen.learning_rate(shape), **settings.training}
+        training["max_length"] = min(TrainingParams().max_length, shape.max_length)
+        known = type(chosen).Params.model_fields
+        return Draft(
+            base_model_id=base_model_id,
+            dataset_id=dataset_id or 0,
+            method=method,
+            method_params={
+                **type(chosen).Params().model_dump(),
+                **{name: value for name, value in settings.method.items() if name in known},
+            },
+            task=task_for(mapping.shape).name if mapping else "chat",
+            training=TrainingParams(**training).model_dump(),
+        )
+
+    def plan(self, draft: Draft, check: Preflight | None = None) -> Plan:
+        """Check everything and estimate, in milliseconds: no weights are read.
+
+        `check` is the dataset's preflight with these settings where it has been made: it makes rows, steps and the
+        estimate exact, and bad rows a problem unless they are left out. Never raises for what a form can hold.
+        """
+        hardware = this_machine()
+        problems: list[str] = []
+        notes: list[str] = []
+        base = _try(problems, lambda: self._models.base(draft.base_model_id))
+        dataset = _try(problems, lambda: self._datasets.get(draft.dataset_id))
+        method = _try(problems, lambda: find_method(draft.method))
+        task = _try(problems, lambda: find_task(draft.task))
+        training = _validated(problems, TrainingParams, draft.training)
+        method_params = _validated(problems, type(method).Params, draft.method_params) if method else None
+        task_params = _validated(problems, type(task).Params, draft.task_params) if task else None
+
+        mapping = dataset.mapping if dataset else None
+        if dataset and not mapping:
+            problems.append(f"Graft could not tell what the columns of {dataset.name!r} mean. Choose them on its page.")
+        if task and mapping and base:
+            if mapping.shape not in task.shapes:
+                problems.append(
+                    f"You set the task to {task.label}, but {dataset.name!r} holds "  # type: ignore[union-attr]
+                    f"{mapping.shape} data. Choose the task {task_for(mapping.shape).label}, or change its columns."
+                )
+            problems += task.check(task_params, mapping, base.shape.has_chat_template)
+        if base and not base.available:
+            problems.append(
+                f"The files of {base.name} are no longer at {base.location}. Put them back or choose another."
+            )
+        if base and method and method_params:
+            problems += method.check(method_params, base.shape, hardware)
+            notes += method.notes(method_params, base.shape, hardware)
+        if base and training and training.max_length > base.shape.max_length:
+            problems.append(
+                f"You set Maximum length to {training.max_length:,}, but {base.name} was made for at most "
+                f"{base.shape.max_length:,} tokens. Lower it."
+            )
+        if len(draft.prompts) > MAX_PROMPTS:
+            problems.append(
+                f"You set {len(draft.prompts)} fixed prompts; at most {MAX_PROMPTS} are answered. Remove some."
+            )
+
+        rows = check.rows if check else (dataset.rows if dataset else 0)
+        if check and training:
+            problems += _bad_rows(check, training)
+            rows = check.good_rows
+            if check.truncated_rows:
+                notes.append(
+                    f"{check.truncated_rows:,} of {check.rows:,} rows are longer than {training.max_length:,} tokens "
+                    f"and lose their end; the longest has {check.longest:,}."
+                )
+        train_rows = validation_rows = steps = None
+        if training and rows:
+            validation_rows = training.validation_rows(rows)
+            train_rows = rows - validation_rows
+            steps = training.steps(train_rows)
+        if dataset and training and rows == 0:
+            problems.append(f"{dataset.name!r} has no row that can be trained on.")
+        if training and training.early_stop and not training.validation_percent:
+            notes.append("Early stop needs a validation split; with none the run goes on to its end.")
+
+        trainable = method.trainable(method_params, base.shape) if base and method and method_params else None
+        needs, enough = None, None
+        if base and method and method_params and training:
+            longest = check.longest if check else None
+            needs = estimate(base.shape, method, method_params, training, hardware, longest)
+            enough = fits(needs, hardware)
+            if not enough:
+                notes.append(_does_not_fit(needs, hardware, training))
+        spec = None
+        if not problems and base and dataset and mapping and training and method_params and task_params:
+            spec = RunSpec(
+                name=draft.name.strip() or f"{dataset.name} · {method.label}",  # type: ignore[union-attr]
+                base_model=self._models.ref(base.id),
+                dataset=DatasetRef(
+                    name=dataset.name,
+                    fingerprint=dataset.fingerprint,
+                    rows=self._datasets.rows_path(dataset),
+                    mapping=mapping,
+                ),
+                task=draft.task,
+                task_params=task_params.model_dump(),
+                method=draft.method,
+                method_params=method_params.model_dump(),
+                training=training,
+                prompts=tuple(prompt.strip() for prompt in draft.prompts if prompt.strip()),
+                predicted_memory=needs.total if needs else None,
+            )
+        return Plan(
+            spec=spec,
+            problems=tuple(problems),
+            notes=tuple(notes),
+            estimate=needs,
+            fits=enough,
+            free_memory=hardware.memory_free,
+            device=hardware.name,
+            trainable_parameters=trainable,
+            trainable_percent=100 * trainable / (base.shape.parameters + trainable) if base and trainable else None,
+            train_rows=train_rows,
+            validation_rows=validation_rows,
+            steps=steps,
+        )
+
+
+def _try(problems: list[str], call: Any) -> Any:
+    """The call's value; where it raises UserError, None, and its problems are noted."""
+    try:
+        return call()
+    except UserError as error:
+        problems.extend(error.problems)
+        return None
+
+
+def _validated(problems: list[str], kind: type[Frozen], values: dict[str, Any]) -> Any:
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        problems.extend(problems_of(kind, error))
+        return None
+
+
+def _bad_rows(check: Preflight, training: TrainingParams) -> list[str]:
+    if not check.bad_rows or training.leave_out_bad_rows:
+        return []
+    first = check.bad[0]
+    return [
+        f"{check.bad_rows:,} of {check.rows:,} rows cannot be used (row {first.row}: {first.reason}). "
+        "Choose to leave them out, or mend the file and upload it again."
+    ]
+
+
+def _does_not_fit(needs: Estimate, hardware: Hardware, training: TrainingParams) -> str:
+    advice = [
+        "lower Micro-batch" if training.batch_size > 1 else "",
+        "lower Maximum length" if training.max_length > 256 else "",
+        "turn on Recompute activations" if not training.recompute else "",
+        "choose QLoRA" if hardware.device == "cuda" else "",
+    ]
+    steps = [step for step in advice if step] or ["choose a smaller base model"]
+    return (
+        f"This needs about {needs.total / 1e9:.1f} GB, and {hardware.memory_free / 1e9:.1f} GB are free on "
+        f"{hardware.name}: it will probably run out of memory. To fit it, {', or '.join(steps)}."
+    )

@@ -1,0 +1,156 @@
+"""RunSpec: everything that decides a run, frozen, with a JSON round trip. The child needs nothing else."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from jobs.data.columns import Mapping
+from jobs.frozen import Frozen
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+
+class TrainingParams(Frozen):
+    """The settings every method shares. Title, description and limits make the form."""
+
+    learning_rate: float = Field(
+        1e-3,
+        gt=0,
+        le=1,
+        title="Learning rate",
+        description="How far each step moves. LoRA wants about 1e-3 on small models, 2e-4 on large ones.",
+    )
+    epochs: float = Field(3, gt=0, le=100, title="Epochs", description="How often the whole dataset is seen.")
+    max_steps: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        title="Most steps",
+        description="Ends the run after this many steps; 0 leaves it to the epochs.",
+    )
+    batch_size: int = Field(
+        4, ge=1, le=256, title="Micro-batch", description="Rows computed at once. Memory grows with it."
+    )
+    gradient_accumulation: int = Field(
+        1,
+        ge=1,
+        le=256,
+        title="Gradient accumulation",
+        description="Micro-batches gathered into one step: a larger effective batch at no extra memory.",
+    )
+    max_length: int = Field(
+        512,
+        ge=16,
+        le=131_072,
+        title="Maximum length",
+        description="Tokens a row may have; what is longer is cut at the end. Memory grows with it.",
+    )
+    schedule: Schedule = Field(
+        "linear",
+        title="Learning-rate schedule",
+        description="How the rate falls from its peak to the end of the run.",
+    )
+    warmup_percent: float = Field(
+        5,
+        ge=0,
+        le=50,
+        title="Warm-up (%)",
+        description="Share of the steps in which the rate rises from zero.",
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, le=1, title="Weight decay", description="Pulls the trained weights towards zero."
+    )
+    max_grad_norm: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        title="Gradient clipping",
+        description="Longest gradient that one step may use; 0 turns clipping off.",
+    )
+    validation_percent: float = Field(
+        10,
+        ge=0,
+        le=50,
+        title="Validation split (%)",
+        description="Share of the rows kept aside to see whether the model learns or only memorises; 0 turns it off.",
+    )
+    early_stop: int = Field(
+        3,
+        ge=0,
+        le=100,
+        title="Early stop after",
+        description="Ends the run when the validation loss has not fallen for this many evaluations; 0 turns it off.",
+    )
+    evaluations: int = Field(
+        4,
+        ge=1,
+        le=100,
+        title="Evaluations and checkpoints",
+        description="How often in the run the validation loss is measured, a checkpoint saved, the prompts answered.",
+    )
+    recompute: bool = Field(
+        False,
+        title="Recompute activations",
+        description="Gradient checkpointing: much less memory, about a third slower.",
+    )
+    leave_out_bad_rows: bool = Field(
+        False,
+        title="Leave out bad rows",
+        description="Trains on the good rows only; each bad row is listed in the log.",
+    )
+    seed: int = Field(
+        0, ge=0, le=2**31 - 1, title="Seed", description="Same seed, same data, same settings: the same run."
+    )
+
+    def validation_rows(self, rows: int) -> int:
+        """How many of `rows` are kept aside: the percentage, at least 1 unless it is 0, never the last training row."""
+        if self.validation_percent == 0 or rows < 2:
+            return 0
+        return min(max(1, round(rows * self.validation_percent / 100)), rows - 1)
+
+    def steps(self, train_rows: int) -> int:
+        """Optimizer steps of the whole run, as transformers' Trainer counts: an epoch's last step may be smaller."""
+        micro_batches = math.ceil(train_rows / self.batch_size)
+        steps = math.ceil(math.ceil(micro_batches / self.gradient_accumulation) * self.epochs)
+        return min(steps, self.max_steps) if self.max_steps else steps
+
+
+class BaseModelRef(Frozen):
+    """Where the child finds the base model: a folder, or a Hub id with the commit it was looked at."""
+
+    name: str
+    folder: Path | None = None
+    hub_id: str | None = None
+    revision: str | None = None
+
+    @property
+    def source(self) -> str:
+        """What `from_pretrained` takes."""
+        return str(self.folder) if self.folder else str(self.hub_id)
+
+
+class DatasetRef(Frozen):
+    """Where the child finds the rows, and which content they are."""
+
+    name: str
+    fingerprint: str
+    rows: Path  # rows.parquet, see jobs.data.store
+    mapping: Mapping
+
+
+class RunSpec(Frozen):
+    version: Literal[1] = 1
+    name: str
+    base_model: BaseModelRef
+    dataset: DatasetRef
+    task: str
+    task_params: dict[str, Any] = Field(default_factory=dict)
+    method: str
+    method_params: dict[str, Any] = Field(default_factory=dict)
+    training: TrainingParams = TrainingParams()
+    prompts: tuple[str, ...] = ()  # answered by base and tuned model at each checkpoint
+    predicted_memory: int | None = None  # bytes

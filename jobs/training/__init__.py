@@ -1,0 +1,1 @@
+"""The training child: one run directory in, adapter and result out. Never opens the catalog."""

@@ -1,0 +1,100 @@
+"""Checkpoints of a run: checkpoint-<step>/ with adapter/ (a PEFT folder), state/ (the loop's own) and progress.json.
+
+A folder of that name is whole: it was written under another name and renamed. The best and the newest are kept.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.files import whole_folder
+from jobs.frozen import Frozen
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class Progress(Frozen):
+    """How far a run is; with the loop's own state all that a resumed attempt needs to go on as if nothing happened."""
+
+    step: int = 0
+    best_step: int | None = None
+    best_eval_loss: float | None = None
+    evaluated_step: int | None = None  # of the latest evaluation
+    evaluations_without_fall: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    folder: Path
+
+    @property
+    def step(self) -> int:
+        return int(self.folder.name.rsplit("-", 1)[1])
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def progress(self) -> Progress:
+        return Progress.model_validate_json((self.folder / "progress.json").read_bytes())
+
+
+class Checkpoints:
+    """The checkpoints/ folder of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+        for half_written in folder.glob(".*"):
+            shutil.rmtree(half_written, ignore_errors=True)
+
+    def at(self, step: int) -> Checkpoint | None:
+        checkpoint = Checkpoint(self._folder / f"checkpoint-{step}")
+        return checkpoint if checkpoint.folder.is_dir() else None
+
+    def newest(self) -> Checkpoint | None:
+        return max(self._all(), key=lambda checkpoint: checkpoint.step, default=None)
+
+    def write(self, progress: Progress, model: Any, save_state: Callable[[Path], None]) -> Checkpoint:
+        """A whole checkpoint of this moment. `save_state` fills a folder with what the loop needs to go on."""
+        with whole_folder(self._folder / f"checkpoint-{progress.step}") as folder:
+            save_adapter(model, folder / "adapter")
+            (folder / "state").mkdir()
+            save_state(folder / "state")
+            (folder / "progress.json").write_text(progress.model_dump_json(), encoding="utf-8")
+        for old in self._all():
+            if old.step not in (progress.step, progress.best_step):
+                shutil.rmtree(old.folder, ignore_errors=True)
+        return Checkpoint(self._folder / f"checkpoint-{progress.step}")
+
+    def _all(self) -> list[Checkpoint]:
+        return [Checkpoint(path) for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """The adapter as a standard PEFT folder."""
+    # "auto", the default, asks the Hub whether the embedding was resized. Graft resizes none.
+    model.save_pretrained(folder, save_embedding_layers=False)
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """Put the weights of a saved adapter into `model`, which has the same adapter attached."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+
+
+def publish(adapter: Path, target: Path) -> None:
+    """Copy an adapter folder to `target`, whole or not at all."""
+    with whole_folder(target) as folder:
+        shutil.copytree(adapter, folder, dirs_exist_ok=True)

@@ -1,0 +1,45 @@
+"""The seam between a run and the loop that trains it: what a loop is given, and what it must do.
+
+A loop computes steps and nothing else. Events, evaluations, checkpoints, answers and the end of the run are the
+monitor's, so a faster loop replaces jobs.training.plain without touching them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from jobs.spec import RunSpec
+from jobs.training.checkpoints import Progress
+from jobs.training.data import Row
+from jobs.training.load import Device
+
+if TYPE_CHECKING:
+    from jobs.training.monitor import Monitor
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run with everything loaded."""
+
+    spec: RunSpec
+    folder: Path  # the run's checkpoints/, for loops that must name a folder
+    model: Any  # with the method attached; on resuming with the checkpoint's weights
+    device: Device
+    pad_token_id: int
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    total_steps: int
+    progress: Progress  # where to go on
+    state: Path | None  # what the loop saved there (`Monitor.step_done(save_state=)`); None at the beginning
+
+
+class TrainingLoop(Protocol):
+    def __call__(self, job: Job, monitor: Monitor) -> None:
+        """Take the steps after `job.progress.step`, in the order of `jobs.training.data.epoch_order`, each over
+        batch_size x gradient_accumulation rows of an epoch (its last step takes the rest), and hand each to
+        `monitor.step_done`. Return where that says so, or after the last step. Raises what goes wrong.
+        """
+        ...

@@ -1,0 +1,197 @@
+"""What happens around the steps of a run, whichever loop computes them: events, evaluations, checkpoints, answers,
+early stop, Stop. Ends where the loop's arithmetic begins.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+
+from jobs.events import Answers, EventLog, Metrics, Phase
+from jobs.events import Checkpoint as CheckpointEvent
+from jobs.training.checkpoints import Checkpoints
+from jobs.training.failures import LossIsNotANumber
+from jobs.training.loop import Job
+from jobs.training.loss import validation_loss
+from jobs.training.prompts import FixedPrompts
+from jobs.training.schedule import evaluation_steps
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 600.0  # a crash costs at most this much work, however slow the steps
+_LOG_LINES = 1_000  # at most about so many steps are written to the log
+
+
+class Ended(StrEnum):
+    COMPLETED = "completed"
+    EARLY = "early"  # the validation loss no longer fell
+    STOPPED = "stopped"  # asked to
+
+
+class StopRequest:
+    """Whether the run was asked to stop: the stop file is there, or a signal came."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.signalled = False
+
+    def __bool__(self) -> bool:
+        return self.signalled or self._file.exists()
+
+
+class Monitor:
+    def __init__(
+        self,
+        job: Job,
+        events: EventLog,
+        checkpoints: Checkpoints,
+        prompts: FixedPrompts,
+        stop: StopRequest,
+    ) -> None:
+        self.progress = job.progress
+        self.current_step = 0  # the one being computed, or saved; 0 before the first
+        self.ended: Ended | None = None
+        self._job = job
+        self._events = events
+        self._checkpoints = checkpoints
+        self._prompts = prompts
+        self._stop = stop
+        self._evaluations = evaluation_steps(job.total_steps, job.spec.training.evaluations)
+        self._log_every = max(1, job.total_steps // _LOG_LINES)
+        self._step_seconds: deque[float] = deque(maxlen=20)
+        self._pause_seconds = 0.0  # of the latest evaluation
+        self._mark = self._saved = time.perf_counter()
+
+    def begin(self) -> None:
+        """The first step starts now."""
+        self.current_step = self.progress.step + 1
+        self._events.append(Phase(text="Training"))
+        self._mark = self._saved = time.perf_counter()
+
+    def step_done(
+        self,
+        step: int,
+        *,
+        loss: float,
+        learning_rate: float,
+        grad_norm: float | None,
+        tokens: int,
+        save_state: Callable[[Path], None],
+    ) -> bool:
+        """One optimizer step is taken. `tokens` counts its real tokens; `save_state` fills a folder with what the
+        loop needs to go on after this step. False: take no further step.
+
+        Raises LossIsNotANumber.
+        """
+        seconds = time.perf_counter() - self._mark
+        self._step_seconds.append(seconds)
+        self.progress = self.progress.model_copy(update={"step": step})
+        self.current_step = step
+        if not math.isfinite(loss):
+            raise LossIsNotANumber(step)
+        self._report(step, loss, learning_rate, grad_norm, tokens / seconds)
+
+        last = step >= self._job.total_steps
+        stopping = not last and bool(self._stop)
+        evaluating = step in self._evaluations and not stopping
+        pause = time.perf_counter()
+        eval_loss = self._evaluate() if evaluating and self._job.validation else None
+        if evaluating or stopping or last or pause - self._saved >= CHECKPOINT_SECONDS:
+            self._save(eval_loss, save_state)
+        patience = self._job.spec.training.early_stop
+        if last:
+            self.ended = Ended.COMPLETED
+        elif patience and self.progress.evaluations_without_fall >= patience:
+            self.ended = Ended.EARLY
+        if evaluating and self._prompts and (last or not self._stop):
+            self._answer()
+        if not self.ended and self._stop:
+            if not evaluating and not stopping:  # asked for just now
+                self._save(None, save_state)
+            self.ended = Ended.STOPPED
+        if evaluating and not self.ended:
+            self._events.append(Phase(text="Training"))
+            self._pause_seconds = time.perf_counter() - pause
+        self._mark = time.perf_counter()
+        if self.ended is None:
+            self.current_step = step + 1
+        return self.ended is None
+
+    @property
+    def adapter_step(self) -> int | None:
+        """The step whose weights the run should end with: the best by validation loss, else the last.
+
+        A run stopped while its latest evaluation was the best one was still improving: its last step counts.
+        """
+        progress = self.progress
+        if progress.best_step is None:
+            return progress.step or None
+        if self.ended is Ended.STOPPED and progress.best_step == progress.evaluated_step:
+            return progress.step
+        return progress.best_step
+
+    def _report(
+        self, step: int, loss: float, learning_rate: float, grad_norm: float | None, tokens_per_second: float
+    ) -> None:
+        values = {
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "tokens_per_second": tokens_per_second,
+            "memory": float(self._job.device.memory_now()),
+        }
+        if grad_norm is not None and math.isfinite(grad_norm):
+            values["grad_norm"] = grad_norm
+        eta = self._eta(step)
+        self._events.append(Metrics(step=step, values=values, eta_seconds=eta))
+        if step % self._log_every == 0 or step == 1:
+            logger.info(
+                "Step %d of %d: loss %.4f, rate %.2e, gradient %s, %.0f tokens/s, %.0f s to go",
+                step,
+                self._job.total_steps,
+                loss,
+                learning_rate,
+                "-" if grad_norm is None else f"{grad_norm:.3f}",
+                tokens_per_second,
+                eta,
+            )
+
+    def _eta(self, step: int) -> float:
+        steps = (self._job.total_steps - step) * sum(self._step_seconds) / len(self._step_seconds)
+        return steps + self._pause_seconds * sum(1 for evaluation in self._evaluations if evaluation > step)
+
+    def _evaluate(self) -> float:
+        """Measure the validation loss, and whether it is the lowest yet."""
+        job, step = self._job, self.progress.step
+        self._events.append(Phase(text=f"Measuring the validation loss on {len(job.validation):,} rows"))
+        loss = validation_loss(job.model, job.validation, job.spec.training.batch_size, job.pad_token_id, job.device)
+        if not math.isfinite(loss):
+            raise LossIsNotANumber(step)
+        self._events.append(Metrics(step=step, values={"eval_loss": loss}))
+        best = self.progress.best_eval_loss
+        update: dict[str, object] = {"evaluated_step": step}
+        if best is None or loss < best:
+            update |= {"best_step": step, "best_eval_loss": loss, "evaluations_without_fall": 0}
+        else:
+            update["evaluations_without_fall"] = self.progress.evaluations_without_fall + 1
+        self.progress = self.progress.model_copy(update=update)
+        logger.info("Step %d: validation loss %.4f (lowest %.4f)", step, loss, self.progress.best_eval_loss)
+        return loss
+
+    def _save(self, eval_loss: float | None, save_state: Callable[[Path], None]) -> None:
+        self._checkpoints.write(self.progress, self._job.model, save_state)
+        self._saved = time.perf_counter()
+        step = self.progress.step
+        best = eval_loss is not None and self.progress.best_step == step
+        self._events.append(CheckpointEvent(step=step, best=best, eval_loss=eval_loss))
+
+    def _answer(self) -> None:
+        self._events.append(Phase(text="Answering the fixed prompts"))
+        try:
+            self._events.append(Answers(step=self.progress.step, answers=self._prompts.answers()))
+        except Exception:  # hours of training are worth more than a look at them
+            logger.exception("The fixed prompts could not be answered; training goes on.")

@@ -1,0 +1,245 @@
+"""One attempt of a run, from spec.json to result.json. Everything torch-sized is imported by then or imported here.
+
+Ends where the process begins: arguments, signals and the hand-over are jobs.training.child's.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Literal
+
+from jobs import methods, tasks
+from jobs.data.columns import Shape
+from jobs.data.store import count_rows, read_rows
+from jobs.errors import UserError
+from jobs.events import EventLog, Phase, Started
+from jobs.files import write_whole
+from jobs.hardware import this_machine
+from jobs.result import Result
+from jobs.rundir import RunFiles
+from jobs.spec import RunSpec
+from jobs.training import checkpoints as saved
+from jobs.training import load
+from jobs.training.checkpoints import Checkpoints, Progress
+from jobs.training.data import Row, encode_rows, split
+from jobs.training.failures import reason
+from jobs.training.loop import Job, TrainingLoop
+from jobs.training.monitor import Ended, Monitor, StopRequest
+from jobs.training.prompts import FixedPrompts
+
+logger = logging.getLogger(__name__)
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors")
+_TELL_SECONDS = 2.0  # between two words of progress
+
+
+class _Stopped(Exception):
+    """Asked to stop before the first step."""
+
+
+class Attempt:
+    """Prepares, trains, finishes. What it knows when something goes wrong is what the result can say."""
+
+    def __init__(self, files: RunFiles, number: int, stop: StopRequest, loop: TrainingLoop | None = None) -> None:
+        self._files = files
+        self._number = number
+        self._stop = stop
+        self._loop = loop
+        self._begin = time.monotonic()
+        self._events = EventLog(files.events)
+        self._spec: RunSpec | None = None
+        self._device: load.Device | None = None
+        self._checkpoints: Checkpoints | None = None
+        self._monitor: Monitor | None = None
+        self._trainable = self._total = 0
+
+    def run(self) -> Result:
+        """Never raises: whatever happens is the result, and result.json is the last thing written."""
+        try:
+            monitor = self._train()
+            self._say("Saving the adapter")
+            kept = self._publish(monitor.adapter_step)
+            result = self._result("stopped" if monitor.ended is Ended.STOPPED else "completed", _why(monitor), kept)
+        except _Stopped:
+            result = self._result("stopped", "Stopped on request before a step was taken.", self._publish_earlier())
+        except BaseException as error:
+            traceback.print_exc()
+            result = self._result("failed", self._reason(error), self._publish_earlier())
+        if result.reason:
+            logger.info("%s: %s", result.state.capitalize(), result.reason)
+        try:
+            write_whole(self._files.result, result.model_dump_json())
+        except OSError:  # a full disk: the worker finds an ended child without a result and reads the log
+            traceback.print_exc()
+        return result
+
+    def _train(self) -> Monitor:
+        files = self._files
+        spec = self._spec = _read_spec(files.spec)
+        checkpoints = self._checkpoints = Checkpoints(files.checkpoints)
+        job, prompts, left_out = self._prepare(spec, checkpoints)
+        monitor = self._monitor = Monitor(job, self._events, checkpoints, prompts, self._stop)
+        self._events.append(
+            Started(
+                attempt=self._number,
+                step=job.progress.step,
+                total_steps=job.total_steps,
+                train_rows=len(job.train),
+                validation_rows=len(job.validation),
+                left_out_rows=left_out,
+                trainable_parameters=self._trainable,
+                total_parameters=self._total,
+                hardware=this_machine().model_dump() | {"dtype": str(job.device.dtype).removeprefix("torch.")},
+                packages=_packages(),
+            )
+        )
+        if job.progress.step < job.total_steps and not self._early_before(job):
+            self._give_up_if_asked()
+            loop = self._loop or _plain
+            loop(job, monitor)
+        return monitor
+
+    def _prepare(self, spec: RunSpec, checkpoints: Checkpoints) -> tuple[Job, FixedPrompts, int]:
+        from transformers import set_seed
+
+        method, task = methods.method(spec.method), tasks.task(spec.task)
+        params = method.Params(**spec.method_params)
+        self._say("Loading the tokenizer")
+        device = self._device = load.choose_device()
+        tokenizer = load.load_tokenizer(spec.base_model)
+        self._give_up_if_asked()
+        train, validation, left_out = self._rows(spec, task, tokenizer)
+        self._give_up_if_asked()
+        self._say(f"Loading {spec.base_model.name}")
+        model = load.load_model(spec, method, params, device)
+        self._say(f"Attaching {method.label}")
+        set_seed(spec.training.seed)
+        model = method.attach(model, params, task.peft_task_type)
+        if spec.training.recompute:
+            model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+        self._trainable, self._total = model.get_nb_trainable_parameters()  # knows how many a 4-bit tensor holds
+        newest = checkpoints.newest()
+        if newest:
+            self._say(f"Going on after step {newest.step:,}")
+            saved.load_adapter(model, newest.adapter)
+        job = Job(
+            spec=spec,
+            folder=self._files.checkpoints,
+            model=model,
+            device=device,
+            pad_token_id=load.pad_token_id(tokenizer),
+            train=train,
+            validation=validation,
+            total_steps=spec.training.steps(len(train)),
+            progress=newest.progress if newest else Progress(),
+            state=newest.state if newest else None,
+        )
+        as_chat = Shape.TEXT not in task.shapes and bool(tokenizer.chat_template)
+        return job, FixedPrompts(model, tokenizer, spec.prompts, as_chat, device), left_out
+
+    def _rows(self, spec: RunSpec, task: tasks.Task, tokenizer: Any) -> tuple[list[Row], list[Row], int]:
+        total = count_rows(spec.dataset.rows)
+        self._say(f"Preparing {total:,} rows")
+        told = time.monotonic()
+
+        def progress(done: int) -> None:
+            nonlocal told
+            self._give_up_if_asked()
+            if time.monotonic() - told > _TELL_SECONDS:
+                told = time.monotonic()
+                self._say(f"Preparing {total:,} rows: {done:,} done")
+
+        rows, left_out = encode_rows(spec, task, tokenizer, read_rows(spec.dataset.rows), progress)
+        count = spec.training.validation_rows(len(rows))
+        train, validation = split(rows, count, spec.training.seed)
+        logger.info("%d rows to train on, %d for validation, %d left out", len(train), len(validation), left_out)
+        return train, validation, left_out
+
+    def _early_before(self, job: Job) -> bool:
+        """Whether an earlier attempt ended early and was killed before it could say so."""
+        patience = job.spec.training.early_stop
+        return bool(patience) and job.progress.evaluations_without_fall >= patience
+
+    def _publish(self, step: int | None) -> int | None:
+        """adapter/ from the checkpoint of `step`; None where there is none."""
+        checkpoint = self._checkpoints.at(step) if self._checkpoints and step else None
+        if checkpoint is None:
+            return None
+        saved.publish(checkpoint.adapter, self._files.adapter)
+        return checkpoint.step
+
+    def _publish_earlier(self) -> int | None:
+        """What the run's earlier steps brought forth is usable although this attempt went wrong."""
+        try:
+            newest = self._checkpoints.newest() if self._checkpoints else None
+            return self._publish(newest.progress.best_step or newest.step) if newest else None
+        except OSError:
+            traceback.print_exc()
+            return None
+
+    def _reason(self, error: BaseException) -> str:
+        step = self._monitor.current_step if self._monitor else 0
+        return reason(error, step, self._files.directory, self._spec.base_model if self._spec else None)
+
+    def _result(self, state: Literal["completed", "stopped", "failed"], why: str | None, kept: int | None) -> Result:
+        progress = self._monitor.progress if self._monitor else Progress()
+        return Result(
+            state=state,
+            reason=why,
+            step=progress.step,
+            best_step=progress.best_step,
+            best_eval_loss=progress.best_eval_loss,
+            adapter_step=kept,
+            trainable_parameters=self._trainable,
+            peak_memory=self._device.memory_peak() if self._device else None,
+            seconds=time.monotonic() - self._begin,
+        )
+
+    def _say(self, text: str) -> None:
+        self._events.append(Phase(text=text))
+        logger.info(text)
+
+    def _give_up_if_asked(self) -> None:
+        if self._stop:
+            raise _Stopped
+
+
+def _plain(job: Job, monitor: Monitor) -> None:
+    from jobs.training.plain import train
+
+    train(job, monitor)
+
+
+def _read_spec(path: Path) -> RunSpec:
+    try:
+        return RunSpec.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError("The run has no spec.json; start it again from its settings.") from None
+    except ValueError as error:
+        raise UserError(f"The run's spec.json cannot be read ({error}). Start it again from its settings.") from error
+
+
+def _why(monitor: Monitor) -> str | None:
+    progress = monitor.progress
+    if monitor.ended is Ended.STOPPED:
+        return f"Stopped on request after step {progress.step:,}."
+    if monitor.ended is Ended.EARLY:
+        return (
+            f"Ended early after step {progress.step:,}: the validation loss had not fallen for "
+            f"{progress.evaluations_without_fall} evaluations. The adapter is that of its lowest, "
+            f"step {progress.best_step:,}."
+        )
+    return None
+
+
+def _packages() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,51 @@
+"""Optimizer, learning rate and the steps at which a run is evaluated: the same for every training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from jobs.spec import Schedule, TrainingParams
+
+if TYPE_CHECKING:
+    import torch
+
+
+def evaluation_steps(total_steps: int, evaluations: int) -> frozenset[int]:
+    """Steps after which to evaluate and save: every ceil(total / evaluations), and the last."""
+    every = math.ceil(total_steps / evaluations)
+    return frozenset((*range(every, total_steps, every), total_steps))
+
+
+def rate(schedule: Schedule, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
+    """The learning rate at step 0, 1, ... as a share of its peak.
+
+    The warm-up's first step already moves: with transformers' own schedule it has rate 0 and is lost.
+    """
+
+    def at(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        if schedule == "linear":
+            return max(0.0, 1.0 - done)
+        if schedule == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        return 1.0
+
+    return at
+
+
+def make_optimizer(model: Any, training: TrainingParams, total_steps: int) -> tuple[torch.optim.Optimizer, Any]:
+    """AdamW over what is trainable, and its learning-rate schedule. Weight decay spares vectors (norms, biases)."""
+    import torch
+
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=training.learning_rate, fused=True)
+    warmup_steps = math.ceil(total_steps * training.warmup_percent / 100)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate(training.schedule, warmup_steps, total_steps))

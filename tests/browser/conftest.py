@@ -1,0 +1,80 @@
+"""Real Chromium against a real server with the starter model. Every test also fails on console errors and on any
+request that leaves the server's own address."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import ConsoleMessage, Locator, Page, Request, expect
+
+from tests.serving import Server, serving
+
+# What a browser reports by itself while the server is away, which one test means it to be.
+AWAY = ("ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE", "ERR_INCOMPLETE_CHUNKED_ENCODING")
+# What Gradio's own script says when a page is left while a callback streams.
+LEFT = ("AbortError: signal is aborted", "Connection errored out")
+
+expect.set_options(timeout=20_000)
+
+
+@pytest.fixture(scope="session")
+def browser_context_args(browser_context_args: dict[str, Any]) -> dict[str, Any]:
+    return {**browser_context_args, "viewport": {"width": 1440, "height": 900}}
+
+
+@pytest.fixture(scope="session")
+def server(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all browser tests."""
+    with serving(tmp_path_factory.mktemp("browser") / "home", starter) as running:
+        yield running
+        log = running.home / "logs" / "server.log"
+        assert "Traceback" not in log.read_text(errors="replace"), log.read_text(errors="replace")[-5000:]
+
+
+class Watch:
+    """What a page complained about, and where it asked for something else than the server."""
+
+    def __init__(self, page: Page, server: Server) -> None:
+        self._own = (server.url, server.url.replace("http", "ws"), "data:", "blob:", "about:")
+        self.complaints: list[str] = []
+        self.server_away = False
+        page.on("console", self._said)
+        page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
+        page.on("request", self._asked)
+
+    def _said(self, message: ConsoleMessage) -> None:
+        if message.type != "error":
+            return
+        if any(word in message.text for word in LEFT):
+            return
+        if self.server_away and (any(code in message.text for code in AWAY) or "WebSocket" in message.text):
+            return
+        self.complaints.append(f"console: {message.text} ({message.location.get('url')})")
+
+    def _asked(self, request: Request) -> None:
+        if not request.url.startswith(self._own):
+            self.complaints.append(f"asked outside: {request.url}")
+
+
+@pytest.fixture
+def watch(page: Page, server: Server) -> Iterator[Watch]:
+    """Use it in every browser test, beside `page`."""
+    watch = Watch(page, server)
+    yield watch
+    assert not watch.complaints
+
+
+def fits(page: Page) -> None:
+    """No page may be wider than its window."""
+    wide, screen = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert wide <= screen, f"{page.url} is {wide} px wide in a window of {screen}"
+
+
+def number(page: Page, label: str) -> Locator:
+    """The number box with this label; a slider's is named "number input for ..."."""
+    named = page.get_by_label(re.compile(f"^(number input for )?{re.escape(label)}$"))
+    return named.and_(page.locator("input[type=number]:visible")).first

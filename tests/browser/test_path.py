@@ -1,0 +1,206 @@
+"""From an uploaded file to a kept sample, as a person goes it: on the starter model, with reloads and a restart."""
+
+from __future__ import annotations
+
+import csv
+import re
+import signal
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import Watch, fits, number
+from tests.serving import Server
+
+STEPS = 16
+ENDING = "Over and out."
+
+
+def write_dataset(path: Path) -> Path:
+    """30 questions and answers in a CSV, and one row without an answer."""
+    things = ["tide", "moon", "harbour", "lamp", "anchor", "rope", "gull", "storm", "chart", "bell"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["question", "answer"])
+        for start in ("What is the", "Where do I find the", "Why do we need the"):
+            rows.writerows(
+                [f"{start} {thing}?", f"Roger. Ask the keeper about the {thing}. {ENDING}"] for thing in things
+            )
+        rows.writerow(["What is missing?", ""])
+    return path
+
+
+def step_on_page(page: Page) -> int:
+    """The step that the run page shows; 0 before the first."""
+    text = page.locator("[data-run=figure-step] dd").inner_text()
+    found = re.match(r"([\d,]+)", text)
+    return int(found[1].replace(",", "")) if found else 0
+
+
+def wait_for_step(page: Page, step: int, timeout: float = 90_000) -> None:
+    page.wait_for_function(
+        "step => parseInt(document.querySelector('[data-run=figure-step] dd')?.textContent) >= step",
+        arg=step,
+        timeout=timeout,
+    )
+
+
+def curve(page: Page) -> list[int]:
+    """The steps of the training loss that the page holds."""
+    return page.evaluate("Graft.runPage.series.get('loss')?.steps ?? []")
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(400)
+def test_from_an_uploaded_file_to_a_kept_sample(page: Page, watch: Watch, server: Server, tmp_path: Path) -> None:
+    # Upload.
+    page.goto(f"{server.url}/datasets")
+    page.locator("input[type=file]").first.set_input_files(write_dataset(tmp_path / "lighthouse.csv"))
+    page.wait_for_url("**/dataset?id=*")
+    expect(page.get_by_role("heading", name="lighthouse")).to_be_visible()
+
+    # The preview, from the real tokenizer: the answer is trained, the question is not.
+    trained = page.locator(".tokens .trained")
+    expect(trained.first).to_be_visible(timeout=60_000)
+    assert ENDING in "".join(trained.all_inner_texts())
+    assert "What is the tide?" in "".join(page.locator(".tokens .context").all_inner_texts())
+    bad = page.locator(".bad-rows")
+    expect(bad).to_contain_text("31", timeout=60_000)  # the row without an answer, by its number
+    assert page.locator("figure.histogram").count() == 1
+
+    # Settings, and Start.
+    page.get_by_role("link", name="Train on this").click()
+    page.wait_for_url("**/train?dataset=*")
+    start = page.get_by_role("button", name="Start training")
+    expect(page.locator(".train-summary")).to_contain_text("parameters", timeout=30_000)
+    page.locator(".choices label", has_text="Quick").click()
+    page.get_by_role("button", name="All settings").click()
+    for label, value in (("Epochs", "3"), ("Most steps", str(STEPS)), ("Maximum length", "96")):
+        number(page, label).fill(value)
+        number(page, label).press("Tab")
+    page.get_by_label("Leave out bad rows").check()
+    page.get_by_label("Prompt 1", exact=True).fill("What is a buoy?")
+    for box in ("Prompt 2", "Prompt 3"):
+        page.get_by_label(box, exact=True).fill("")
+    expect(page.locator(".train-summary")).to_contain_text(f"{STEPS} steps")
+    start.click()
+    page.wait_for_url("**/run?id=*", timeout=30_000)
+    address = page.url
+
+    # The loss moves; a reload in mid-run shows the whole curve.
+    wait_for_step(page, 2)
+    page.reload()
+    wait_for_step(page, 3)
+    assert curve(page)[:2] == [1, 2]
+
+    # The server ends in mid-run and comes back: training went on without it, and the open page goes on by itself.
+    watch.server_away = True
+    server.stop(signal.SIGKILL)
+    before = step_on_page(page)
+    assert before < STEPS, "the run was over before the server was stopped"
+    server.start()
+    wait_for_step(page, before + 1)
+    expect(page.locator("[data-run=badge]")).to_have_text("Completed", timeout=120_000)
+    watch.server_away = False
+    assert curve(page) == list(range(1, STEPS + 1))
+    page.reload()
+    expect(page.locator("[data-run=badge]")).to_have_text("Completed")
+    assert curve(page) == list(range(1, STEPS + 1))
+    losses = page.evaluate("Graft.runPage.series.get('loss').values")
+    assert sum(losses[-3:]) < sum(losses[:3])
+    assert page.evaluate("Graft.runPage.series.get('eval_loss').steps.length") >= 1
+    expect(page.locator("[data-run=answers]")).to_contain_text("What is a buoy?")
+
+    # A second browser sees the same, and the adapter comes as a PEFT folder.
+    other = page.context.browser.new_context()  # type: ignore[union-attr]
+    try:
+        second = other.new_page()
+        second.goto(address)
+        expect(second.locator("[data-run=badge]")).to_have_text("Completed")
+        assert curve(second) == list(range(1, STEPS + 1))
+    finally:
+        other.close()
+    link = page.get_by_role("link", name="Download adapter").get_attribute("href")
+    archive = tmp_path / "adapter.zip"
+    urllib.request.urlretrieve(f"{server.url}{link}", archive)
+    names = {Path(name).name for name in zipfile.ZipFile(archive).namelist()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= names
+
+    # Chat with base and adapter at once; both stream.
+    page.get_by_role("link", name="Chat with it").click()
+    page.wait_for_url("**/playground?*")
+    expect(page.locator(".panes.heads h3")).to_have_count(2)
+    page.get_by_role("button", name="How answers are drawn").click()
+    for label, value in (("Temperature", "0"), ("Maximum tokens", "40")):
+        number(page, label).fill(value)
+        number(page, label).press("Tab")
+    page.get_by_placeholder("Ask something").fill("What is a compass?")
+    page.get_by_placeholder("Ask something").press("Enter")
+    page.wait_for_function(
+        """() => {
+          const panes = [...document.querySelectorAll('.turn .pane.writing .answer')];
+          return panes.length === 2 && panes.every(pane => pane.textContent.trim().length > 3);
+        }""",
+        timeout=90_000,
+    )
+    keep = page.get_by_role("button", name="Keep")
+    expect(keep).to_have_count(2, timeout=90_000)
+    answers = page.locator(".turn .pane .answer").all_inner_texts()
+    assert answers[0] != answers[1]
+
+    # Keep the adapter's answer, and find it again after a reload.
+    keep.nth(1).click()
+    dialog = page.locator("dialog[open]")
+    dialog.locator("input").fill("the keeper's tone")
+    dialog.get_by_role("button", name="Keep").click()
+    page.get_by_role("link", name="samples", exact=True).click()
+    page.wait_for_url("**/samples")
+    sample = page.locator("article.sample", has_text="the keeper's tone")
+    expect(sample).to_contain_text("What is a compass?")
+    assert " ".join(sample.locator(".answer").inner_text().split()) == " ".join(answers[1].split())
+
+    # None of this made the server import torch.
+    assert "libtorch" not in Path(f"/proc/{server.pid}/maps").read_text()
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(300)
+def test_the_example_trains_with_one_click_and_stop_leaves_a_usable_adapter(
+    page: Page, watch: Watch, server: Server
+) -> None:
+    page.goto(server.url)
+    page.get_by_role("button", name=re.compile("Train", re.I)).first.click()
+    page.wait_for_url("**/run?id=*", timeout=30_000)
+    expect(page.locator("[data-run=name]")).to_contain_text("Pirate")
+    wait_for_step(page, 2)
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.locator("[data-run=badge]")).to_have_text("Stopped", timeout=90_000)
+    expect(page.get_by_role("link", name="Download adapter")).to_be_visible()
+    page.goto(f"{server.url}/models")
+    expect(page.get_by_text("Pirate's cook").first).to_be_visible()
+    page.goto(f"{server.url}/runs")
+    expect(page.get_by_text("Pirate's cook").first).to_be_visible()
+
+
+@pytest.mark.browser
+def test_pages_fit_a_phone_with_something_on_them(page: Page, watch: Watch, server: Server) -> None:
+    """After the tests above: a run, its curve, a chat and a sample are there."""
+    page.set_viewport_size({"width": 390, "height": 844})
+    for address in (
+        "",
+        "datasets",
+        "dataset?id=1",
+        "train?dataset=1",
+        "runs",
+        "run?id=1",
+        "models",
+        "playground?chat=1",
+        "samples",
+    ):
+        page.goto(f"{server.url}/{address}")
+        expect(page.locator("h1:visible, h2:visible").first).to_be_visible()
+        page.wait_for_timeout(1_500)
+        fits(page)

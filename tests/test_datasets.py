@@ -1,0 +1,172 @@
+"""The datasets part of the service: from a path to a view, a preview and a report; what the catalog keeps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.data.columns import Mapping, Shape
+from jobs.errors import UserError
+from jobs.service.datasets import Datasets, DatasetView, Preflight, Progress
+from jobs.service.models import Models
+from storage.db import connect, migrate, write
+from storage.files import Home
+from storage.tables import Run
+
+
+@pytest.fixture
+def datasets(home: Home) -> Iterator[Datasets]:
+    migrate(home.database)
+    engine = connect(home.database)
+    service = Datasets(home, engine, Models(home, engine))
+    yield service
+    service.close()
+    engine.dispose()
+
+
+def added(datasets: Datasets, path: Path, filename: str | None = None) -> DatasetView:
+    *progress, view = datasets.add(path, filename)
+    assert all(isinstance(item, Progress) for item in progress)
+    assert isinstance(view, DatasetView)
+    return view
+
+
+def a_csv(tmp_path: Path, name: str = "pirate talk.csv", rows: int = 30) -> Path:
+    path = tmp_path / name
+    path.write_text("question,answer\n" + "".join(f"the fox {n}?,the dog {n}\n" for n in range(rows)) + "ragged\n")
+    return path
+
+
+def test_an_upload_goes_when_it_has_been_copied_or_refused(datasets: Datasets, home: Home, tmp_path: Path) -> None:
+    good, empty, elsewhere = a_csv(home.uploads), home.uploads / "empty.csv", a_csv(tmp_path)
+    empty.write_bytes(b"")
+    with pytest.raises(UserError, match="is empty"):
+        added(datasets, empty)
+    view = added(datasets, good)
+    assert not good.exists() and not empty.exists()
+    assert len(datasets.head(view.id)) == 20
+    assert added(datasets, elsewhere).id == view.id
+    assert elsewhere.exists()
+
+
+def test_a_file_becomes_a_dataset_and_the_same_content_twice_is_one(datasets: Datasets, tmp_path: Path) -> None:
+    view = added(datasets, a_csv(tmp_path))
+    assert (view.name, view.filename, view.format, view.rows) == ("pirate talk", "pirate talk.csv", "csv", 31)
+    assert view.columns == ("question", "answer")
+    assert view.mapping == Mapping(shape=Shape.PROMPT, columns={"prompt": "question", "completion": "answer"})
+    assert view.sure and "1 row cannot be read" in view.detected
+    assert added(datasets, a_csv(tmp_path, "copy.csv"), "../../other\nname.csv") == view
+    assert datasets.list() == [view]
+    assert datasets.get(view.id) == view
+
+
+def test_a_file_name_is_never_a_path(datasets: Datasets, tmp_path: Path, home: Home) -> None:
+    view = added(datasets, a_csv(tmp_path), "..\\..\\C:\\evil\x00\n.csv")
+    assert view.filename == "evil.csv"
+    assert {item.name for item in home.datasets.iterdir()} == {view.fingerprint}
+
+
+def test_a_bad_file_is_told_and_leaves_no_trace(datasets: Datasets, tmp_path: Path, home: Home) -> None:
+    path = tmp_path / "notes.csv"
+    path.write_bytes("question,answer\ncafé,x\n".encode("cp1252"))
+    with pytest.raises(UserError, match=r"notes.csv is not UTF-8: line 2 has the byte 0xE9"):
+        added(datasets, path)
+    assert datasets.list() == [] and list(home.datasets.iterdir()) == []
+
+
+def test_a_mapping_can_be_mended_and_its_mistakes_are_told_together(datasets: Datasets, tmp_path: Path) -> None:
+    view = added(datasets, a_csv(tmp_path))
+    with pytest.raises(UserError) as raised:
+        datasets.set_mapping(
+            view.id, Mapping(shape=Shape.INSTRUCTION, columns={"instruction": "nope", "prompt": "answer"})
+        )
+    assert raised.value.problems == (
+        'Choose the column for "Output".',
+        'There is no column "nope" in pirate talk; it has question, answer.',
+        '"prompt" is no part of instruction.',
+    )
+    chosen = Mapping(shape=Shape.PROMPT, columns={"prompt": "answer", "completion": "question", "system": ""})
+    view = datasets.set_mapping(view.id, chosen)
+    assert view.mapping and view.mapping.columns == {"prompt": "answer", "completion": "question"}
+    assert view.sure and view.detected.startswith("Chosen by you")
+
+
+def test_a_dataset_is_renamed_and_deleted_with_its_files(datasets: Datasets, tmp_path: Path, home: Home) -> None:
+    view = added(datasets, a_csv(tmp_path))
+    assert datasets.rename(view.id, "  Better \n name ").name == "Better name"
+    with pytest.raises(UserError, match="needs a name"):
+        datasets.rename(view.id, " ")
+    datasets.delete(view.id)
+    assert list(home.datasets.iterdir()) == []
+    with pytest.raises(UserError, match=f"There is no dataset {view.id}"):
+        datasets.get(view.id)
+
+
+def test_a_dataset_that_a_run_uses_stays(datasets: Datasets, tmp_path: Path, tiny_llama: Path) -> None:
+    view = added(datasets, a_csv(tmp_path))
+    base = datasets._models.add_folder(tiny_llama)
+    with write(datasets._engine) as session:
+        session.add(Run(name="first", base_model_id=base.id, dataset_id=view.id, spec={}))
+    assert datasets.get(view.id).runs == 1
+    with pytest.raises(UserError, match=r"used by 1 run \(first\). Delete"):
+        datasets.delete(view.id)
+
+
+def test_the_head_shows_short_values_and_says_what_is_bad(datasets: Datasets, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        json.dumps({"messages": [{"role": "user", "content": "x" * 500}], "n": 1}) + "\n{broken\n", encoding="utf-8"
+    )
+    head = datasets.head(added(datasets, path).id)
+    assert len(head[0]["messages"]) == 200 and head[0]["n"] == 1
+    assert head[1]["messages"].startswith("(row 2 cannot be read: it is not valid JSON")
+    assert datasets.head(1, rows=1) == head[:1]
+
+
+def test_preview_and_check_go_through_the_token_child_and_reports_are_kept(
+    datasets: Datasets, tmp_path: Path, tiny_llama: Path, home: Home
+) -> None:
+    view = added(datasets, a_csv(tmp_path))
+    base = datasets._models.add_folder(tiny_llama)
+    seen = datasets.preview(view.id, 2, base.id, "chat", {}, 512)
+    trained = "".join(segment.text for segment in seen.segments if segment.kind == "trained")
+    assert trained == "the dog 1<|im_end|>"
+    *progress, report = datasets.preflight(view.id, base.id, "chat", {}, 512)
+    assert isinstance(report, Preflight) and progress
+    assert (report.good_rows, report.bad_rows) == (30, 1)
+    assert list(datasets.preflight(view.id, base.id, "chat", {"train_on": "assistant answers"}, 512)) == [report]
+    assert len(list(home.dataset(view.fingerprint).glob("preflight-*.json"))) == 1
+    with pytest.raises(UserError, match="You set Train on to"):
+        list(datasets.preflight(view.id, base.id, "chat", {"train_on": "nothing"}, 512))
+
+
+def test_without_a_mapping_the_columns_are_asked_for(datasets: Datasets, tmp_path: Path, tiny_llama: Path) -> None:
+    path = tmp_path / "numbers.csv"
+    path.write_text("a,b\n1,2\n3,4\n")
+    view = added(datasets, path)
+    assert view.mapping is None and not view.sure
+    base = datasets._models.add_folder(tiny_llama)
+    with pytest.raises(UserError, match="could not tell what the columns of numbers mean"):
+        datasets.preview(view.id, 1, base.id, "chat", {}, 512)
+
+
+def test_the_server_side_never_imports_torch_or_transformers() -> None:
+    code = (
+        "import sys, jobs.service.datasets, jobs.data.preflight, jobs.tasks; jobs.tasks.all_tasks();"
+        "print([name for name in ('torch', 'transformers', 'pyarrow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_children_know_nothing_of_the_catalog() -> None:
+    for module in ("jobs.data.ingest", "jobs.data.child"):
+        found = "[name for name in sys.modules if name.split('.')[0] in ('storage', 'sqlalchemy')]"
+        code = f"import sys, {module}; print({found})"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]"

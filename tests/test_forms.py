@@ -1,0 +1,112 @@
+"""Forms come from fields alone: every setting of every method and task has a widget, and comes back as it went in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import gradio as gr
+import pytest
+from pydantic import BaseModel, Field
+
+from app.forms import Form, widget
+from jobs.errors import UserError
+from jobs.inference.sampling import Sampling
+from jobs.methods import all_methods
+from jobs.spec import TrainingParams
+from jobs.tasks import all_tasks
+
+KINDS: dict[str, type[BaseModel]] = {
+    "training": TrainingParams,
+    "sampling": Sampling,
+    **{name: type(method).Params for name, method in all_methods().items()},
+    **{name: type(task).Params for name, task in all_tasks().items()},
+}
+
+
+@pytest.fixture(autouse=True)
+def layout() -> Iterator[None]:
+    with gr.Blocks():
+        yield
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_every_setting_has_a_widget_with_its_title_and_help(kind: type[BaseModel]) -> None:
+    form = Form(kind)
+    assert set(form.names) == set(kind.model_fields)
+    for name, component in zip(form.names, form.components, strict=True):
+        assert component.label == kind.model_fields[name].title
+        assert component.info == kind.model_fields[name].description  # type: ignore[attr-defined]
+        assert component.label
+        assert component.info  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_what_the_form_shows_comes_back_as_the_same_settings(kind: type[BaseModel]) -> None:
+    form = Form(kind)
+    assert form.read(form.show(kind())) == kind()
+    assert form.values([component.value for component in form.components]) == kind().model_dump()
+
+
+def test_a_field_drawn_elsewhere_still_belongs_to_the_form() -> None:
+    form = Form(TrainingParams, without=("leave_out_bad_rows",))
+    assert "leave_out_bad_rows" not in form.names
+    box = form.add("leave_out_bad_rows")
+    assert isinstance(box, gr.Checkbox)
+    assert form.read(form.show({"leave_out_bad_rows": True})).leave_out_bad_rows
+
+
+def test_a_small_number_is_typed_as_text_in_any_notation() -> None:
+    form = Form(TrainingParams)
+    assert isinstance(form["learning_rate"], gr.Textbox)
+    shown = form.show({"learning_rate": 2e-4})
+    assert shown[form.names.index("learning_rate")] == "0.0002"
+    for typed in ("2e-4", "0.0002", " 0,0002 "):
+        shown[form.names.index("learning_rate")] = typed
+        assert form.read(shown).learning_rate == pytest.approx(2e-4)
+
+
+def test_every_wrong_value_is_told_at_once() -> None:
+    form = Form(TrainingParams)
+    brought = form.show({"learning_rate": 5, "epochs": None})
+    brought[form.names.index("batch_size")] = 2.5
+    with pytest.raises(UserError) as caught:
+        form.read(brought)
+    assert caught.value.problems == (
+        "You set Learning rate to 5: the most is 1.",
+        "Epochs is empty. Give a number above 0 up to 100.",
+        "You set Micro-batch to 2.5: it must be a whole number.",
+    )
+
+
+class Odd(BaseModel):
+    few: Literal["one-way", "two_ways"] = Field("one-way", title="Few")
+    many: Literal["a", "b", "c", "d", "e"] = Field("a", title="Many", json_schema_extra={"labels": {"a": "Alpha"}})
+    share: float = Field(0.5, ge=0, le=1, title="Share")
+    free: float = Field(1.0, title="Free")
+    essay: str = Field("", max_length=5_000, title="Essay")
+    rare: int = Field(3, ge=0, title="Rare", json_schema_extra={"advanced": True})
+
+
+def test_type_and_limits_choose_the_widget() -> None:
+    form = Form(Odd)
+    kinds = {name: type(component) for name, component in zip(form.names, form.components, strict=True)}
+    assert kinds == {
+        "few": gr.Radio,
+        "many": gr.Dropdown,
+        "share": gr.Slider,
+        "free": gr.Number,
+        "essay": gr.Textbox,
+        "rare": gr.Number,
+    }
+    assert form["few"].choices == [("One way", "one-way"), ("Two ways", "two_ways")]  # type: ignore[attr-defined]
+    assert form["many"].choices[0] == ("Alpha", "a")  # type: ignore[attr-defined]
+    assert form.names[-1] == "rare"  # the advanced ones come last
+
+
+def test_a_type_without_a_widget_is_refused() -> None:
+    class Strange(BaseModel):
+        thing: dict[str, Any] = Field({}, title="Thing")
+
+    with pytest.raises(TypeError, match="thing"):
+        widget("thing", Strange.model_fields["thing"])

@@ -1,0 +1,62 @@
+"""What the machine has, as its own process may use it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import hardware
+from jobs.hardware import processor, usable_cores
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("limit", "share"), [("max 100000", None), ("100000 100000", 1), ("50000 100000", 1), ("nonsense", None)]
+)
+def test_a_container_gets_its_share_of_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, share: int | None
+) -> None:
+    (tmp_path / "cpu.max").write_text(limit)
+    monkeypatch.setattr(hardware, "_CPU_QUOTA", tmp_path / "cpu.max")
+    assert usable_cores() == (share or len(os.sched_getaffinity(0)))
+    assert processor().cores == usable_cores()
+
+
+def test_the_peak_stays_when_memory_is_given_back() -> None:
+    script = """
+from jobs.hardware import peak_resident
+before = peak_resident()
+held = bytearray(64 << 20)
+after = peak_resident()
+del held
+print(after - before, peak_resident() - after)
+"""
+    # A process of its own: this one's peak may be far above what it holds now.
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    grown, given_back = map(int, done.stdout.split())
+    assert grown > 48 << 20
+    assert given_back > -(1 << 20)  # the kernel counts in batches of pages
+
+
+@pytest.mark.parametrize(("torch", "device"), [("2.13.0", "cuda"), ("2.13.0+cpu", "cpu")])
+def test_a_gpu_counts_where_the_installed_torch_can_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch: str, device: str
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'Some GPU, 24576, 20000, 8.6'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: torch)
+    for cached in (hardware._nvidia, hardware._torch_is_for_cpus):
+        cached.cache_clear()
+    machine = hardware.this_machine()
+    assert machine.device == device
+    if device == "cuda":
+        assert (machine.name, machine.memory_free, machine.bf16) == ("Some GPU", 20000 << 20, True)
+    for cached in (hardware._nvidia, hardware._torch_is_for_cpus):
+        cached.cache_clear()

@@ -1,0 +1,76 @@
+"""LoRA and QLoRA: what the estimate counts is what attaching makes, on four architectures; QLoRA on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.methods import all_methods, method
+from jobs.shape import read_shape
+from tests.rundirs import make_run, series, train_here
+from tests.test_shape import build
+
+FAMILIES = ("llama", "gpt2", "qwen3", "gemma3")
+TARGETS = ("all-linear", "attention", "mlp")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(request.param, tmp_path_factory.mktemp("families") / request.param)
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+def test_estimated_trainable_parameters_are_the_real_ones(folder: Path, targets: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    lora = method("lora")
+    params = lora.Params(r=3, targets=targets)
+    model = lora.attach(AutoModelForCausalLM.from_pretrained(folder), params, "CAUSAL_LM")
+    real = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert real > 0
+    assert lora.trainable(params, read_shape(folder)) == real
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+def test_qlora_has_the_same_trainable_parameters(tiny_llama: Path, targets: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    qlora = method("qlora")
+    params = qlora.Params(r=3, targets=targets)
+    base = AutoModelForCausalLM.from_pretrained(
+        tiny_llama, quantization_config=qlora.quantization_config(params, torch.float32), device_map={"": "cpu"}
+    )
+    model = qlora.attach(base, params, "CAUSAL_LM")
+    real = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert qlora.trainable(params, read_shape(tiny_llama)) == real
+
+
+def test_every_method_counts_exactly_and_offers_a_rate(tiny_llama: Path) -> None:
+    shape = read_shape(tiny_llama)
+    for chosen in all_methods().values():
+        assert chosen.trainable(chosen.Params(), shape) > 0
+        assert 1e-5 < chosen.learning_rate(shape) <= 1e-2
+
+
+def test_qlora_learns_on_a_cpu_in_full_precision(tmp_path: Path, tiny_llama: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    files = make_run(tmp_path / "run", tiny_llama, method="qlora", prompts=("Where is ship 3?",))
+    end = train_here(files)
+    assert (end.state, end.reason) == ("completed", None)
+    loss = series(files, "loss")
+    assert loss[max(loss)] < loss[1] - 0.3
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), files.adapter)  # on a full base, too
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3"])
+def test_other_architectures_train_too(family: str, tmp_path: Path) -> None:
+    files = make_run(
+        tmp_path / "run", build(family, tmp_path / family), prompts=("Where is ship 3?",), training={"recompute": True}
+    )
+    end = train_here(files)
+    assert (end.state, end.reason) == ("completed", None)
+    assert series(files, "loss")[end.step] < series(files, "loss")[1]

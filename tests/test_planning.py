@@ -1,0 +1,117 @@
+"""Planning: a draft becomes a spec, or every problem in the user's words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import UserError
+from jobs.service import Service
+from jobs.service.datasets import BadRow, DatasetView, Preflight
+from jobs.service.planning import Draft
+from jobs.spec import TrainingParams
+from storage.files import Home
+from tests import tiny
+
+
+@pytest.fixture
+def service(home: Home) -> Iterator[Service]:
+    service = Service(home)
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def draft(service: Service, tiny_llama: Path, tmp_path: Path) -> Draft:
+    """Balanced LoRA on 20 good rows and the tiny model."""
+    base = service.models.add_folder(tiny_llama)
+    file = tmp_path / "pairs.csv"
+    file.write_text("question,answer\n" + "".join(f"how many is {n}?,it is {n}\n" for n in range(20)))
+    dataset = next(item for item in service.datasets.add(file) if isinstance(item, DatasetView))
+    return service.planning.defaults(base.id, dataset.id)
+
+
+def changed(draft: Draft, **training: object) -> Draft:
+    return draft.model_copy(update={"training": {**draft.training, **training}})
+
+
+def preflight(**values: object) -> Preflight:
+    nothing = dict.fromkeys(("truncated_rows", "tokens", "trained_tokens", "longest", "median", "p95", "bad_rows"), 0)
+    fields = {**nothing, "bad": (), "reasons": {}, "histogram": (), "example_prompts": (), "seconds": 0, **values}
+    return Preflight(**fields)  # type: ignore[arg-type]
+
+
+def test_the_defaults_make_a_whole_spec(service: Service, draft: Draft) -> None:
+    plan = service.planning.plan(draft)
+    assert plan.problems == ()
+    assert plan.spec is not None
+    assert (plan.train_rows, plan.validation_rows, plan.steps) == (18, 2, 15)
+    assert plan.spec.training.learning_rate == pytest.approx(1e-3)
+    assert plan.spec.predicted_memory == plan.estimate.total  # type: ignore[union-attr]
+
+
+def test_a_spec_survives_its_json(service: Service, draft: Draft) -> None:
+    spec = service.planning.plan(draft).spec
+    assert spec is not None
+    assert type(spec).model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_every_problem_is_told_at_once_by_its_title(service: Service, draft: Draft) -> None:
+    plan = service.planning.plan(changed(draft, learning_rate=5, batch_size=0, warmup_percent="lots"))
+    assert plan.spec is None
+    for title in ("Learning rate", "Micro-batch", "Warm-up (%)"):
+        assert any(f"You set {title} to" in problem for problem in plan.problems)
+
+
+def test_bad_rows_forbid_the_run_until_they_are_left_out(service: Service, draft: Draft) -> None:
+    check = preflight(rows=20, good_rows=19, bad_rows=1, bad=(BadRow(row=7, reason="the answer is empty"),))
+    refused = service.planning.plan(draft, check)
+    assert refused.spec is None and "row 7" in refused.problems[0]
+    allowed = service.planning.plan(changed(draft, leave_out_bad_rows=True), check)
+    assert allowed.spec is not None
+    assert allowed.train_rows is not None and allowed.validation_rows is not None
+    assert allowed.train_rows + allowed.validation_rows == 19
+
+
+def test_a_length_the_model_was_not_made_for_is_refused(service: Service, draft: Draft) -> None:
+    assert any(
+        "at most 512 tokens" in problem for problem in service.planning.plan(changed(draft, max_length=4096)).problems
+    )
+
+
+def test_chat_data_needs_a_chat_template(service: Service, draft: Draft, tmp_path: Path) -> None:
+    plain = service.models.add_folder(tiny.build_llama(tmp_path / "plain", template=None))
+    plan = service.planning.plan(draft.model_copy(update={"base_model_id": plain.id}))
+    assert any("chat template" in problem for problem in plan.problems)
+
+
+def test_what_is_gone_is_a_problem_and_not_a_crash(service: Service, draft: Draft) -> None:
+    plan = service.planning.plan(draft.model_copy(update={"base_model_id": 99, "dataset_id": 99, "method": "magic"}))
+    assert plan.spec is None and len(plan.problems) == 3
+
+
+def test_an_unknown_preset_is_named(service: Service, draft: Draft) -> None:
+    with pytest.raises(UserError, match="no preset 'hasty'"):
+        service.planning.defaults(draft.base_model_id, draft.dataset_id, preset="hasty")
+
+
+@pytest.mark.parametrize(
+    ("rows", "percent", "kept"), [(100, 10, 10), (3, 10, 1), (1, 10, 0), (2, 50, 1), (100, 0, 0), (10, 1, 1)]
+)
+def test_the_validation_split_never_takes_the_last_training_row(rows: int, percent: float, kept: int) -> None:
+    assert TrainingParams(validation_percent=percent).validation_rows(rows) == kept
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"epochs": 1}, 25),
+        ({"epochs": 2, "gradient_accumulation": 4}, 14),
+        ({"epochs": 3, "max_steps": 40}, 40),
+        ({"epochs": 0.5}, 13),
+    ],
+)
+def test_steps_are_counted_as_the_trainer_counts_them(settings: dict, steps: int) -> None:
+    assert TrainingParams(batch_size=4, **settings).steps(98) == steps

@@ -1,0 +1,259 @@
+"""Files as people really upload them: read row by row, or refused in words that say what to do."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from jobs.data import readers
+from jobs.data.formats import EncodingCheck, Format, sniff
+from jobs.data.readers import Reading, Row
+from jobs.errors import UserError
+
+
+def read(tmp_path: Path, name: str, content: str | bytes) -> tuple[Reading, list[Row], Format]:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    sniffed = sniff(path, name)
+    if sniffed.encoding:
+        check = EncodingCheck(name, sniffed.encoding)
+        data = path.read_bytes()
+        for start in range(0, len(data), 100):
+            check.feed(data[start : start + 100])
+        check.feed(b"", final=True)
+    reading, rows = readers.read(path, name, sniffed)
+    return reading, list(rows), sniffed.format
+
+
+def values(rows: list[Row]) -> list[dict | None]:
+    for row in rows:
+        assert row.text is None or json.loads(row.text) == row.values
+    return [row.values for row in rows]
+
+
+def problems(rows: list[Row]) -> dict[int, str]:
+    return {row.number: row.problem for row in rows if row.problem}
+
+
+QA = [{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.csv", "question,answer\na,b\nc,d\n", "csv"),
+        ("a.csv", "question;answer\na;b\nc;d\n", "csv"),
+        ("a.csv", "question|answer\r\na|b\r\nc|d\r\n", "csv"),
+        ("a.csv", "question\tanswer\na\tb\nc\td", "csv"),
+        ("a.tsv", "question\tanswer\n\na\tb\n\nc\td\n", "tsv"),
+        ("a.dat", "question\tanswer\na\tb\nc\td\n", "tsv"),
+        ("a.csv", "\ufeffquestion,answer\na,b\nc,d\n", "csv"),
+        ("a.csv", "question,answer\na,b\nc,d\n".encode("utf-16"), "csv"),
+        ("a.jsonl", "\n".join(map(json.dumps, QA)), "jsonl"),
+        ("a.json", "\n\n".join(map(json.dumps, QA)), "jsonl"),
+        ("a.txt", "\n".join(map(json.dumps, QA)), "jsonl"),
+        ("a.json", json.dumps(QA), "json"),
+        ("a.jsonl", json.dumps(QA, indent=2), "json"),
+        ("a.json", json.dumps({"version": 1, "data": QA}), "json"),
+        ("a.json", json.dumps({"about": {"data": [1]}, "Rows": QA}, indent=1), "json"),
+        ("a.json", "\n".join(json.dumps(row, indent=2) for row in QA), "json"),
+    ],
+)
+def test_the_same_rows_are_read_from_every_text_form(
+    tmp_path: Path, name: str, content: str | bytes, kind: str
+) -> None:
+    reading, rows, found = read(tmp_path, name, content)
+    assert values(rows) == QA
+    assert [row.number for row in rows] == [1, 2]
+    assert list(reading.columns) == ["question", "answer"]
+    assert found == kind
+
+
+def test_parquet_is_read_with_lists_nulls_and_dates(tmp_path: Path) -> None:
+    table = pyarrow.table(
+        {
+            "messages": [[{"role": "user", "content": "hi"}], None],
+            "when": pyarrow.array([0, None], pyarrow.date32()),
+            "blob": [b"\x00\x01", None],
+        }
+    )
+    target = io.BytesIO()
+    parquet.write_table(table, target)
+    reading, rows, found = read(tmp_path, "a.whatever", target.getvalue())
+    assert found is Format.PARQUET
+    assert list(reading.columns) == ["messages", "when", "blob"]
+    assert json.loads(rows[0].text or "") == {
+        "messages": [{"role": "user", "content": "hi"}],
+        "when": "1970-01-01",
+        "blob": "<2 bytes>",
+    }
+    assert rows[1].values == {"messages": None, "when": None, "blob": None}
+
+
+def _zip(member: str) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr(member, "x")
+    return target.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"", "is empty (0 bytes)"),
+        ("a.txt", b" \n\n ", "only blank lines"),
+        ("a.csv", _zip("xl/workbook.xml"), "is an Excel workbook. In Excel choose Save as, CSV UTF-8"),
+        ("a.txt", _zip("word/document.xml"), "is a Word document"),
+        ("a.json", _zip("rows.json"), "is a zip archive. Unpack it"),
+        ("a.csv", gzip.compress(b"a,b"), "is compressed (gzip). Unpack it"),
+        ("a.txt", b"%PDF-1.7 ...", "is a PDF"),
+        ("a.csv", bytes(range(256)) * 20, "is a binary file"),
+        ("a.csv", "question,answer\nx,y\n".encode("utf-16-le"), "looks like UTF-16 without its byte-order mark"),
+        ("a.csv", "a,b".encode("utf-32"), "is encoded as UTF-32"),
+        ("a.json", "question,answer\na,b", "begins with 'question,answer"),
+        ("a.json", '[{"a": 1}, {"a": 2}', "the list is not closed after row 2 (line 1, column 20)"),
+        ("a.json", '[{"a": 1}\n{"a": 2}]', "a comma is missing after row 1 (line 2, column 1)"),
+        ("a.json", '[{"a": "unclosed}, {"a": 2}]', "is not valid JSON"),
+        ("a.parquet", b"PAR1 and then nothing of the kind", "is a Parquet file that cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_dataset_is_refused_in_words(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    with pytest.raises(UserError) as raised:
+        read(tmp_path, name, content)
+    assert said in str(raised.value)
+    assert name in str(raised.value)
+
+
+def test_a_wrong_encoding_is_named_with_its_line_and_byte(tmp_path: Path) -> None:
+    text = "question,answer\n" + "plain,row\n" * 50 + "where is the café,here\n"
+    with pytest.raises(UserError) as raised:
+        read(tmp_path, "a.csv", text.encode("cp1252"))
+    said = str(raised.value)
+    assert "line 52" in said and "0xE9" in said and "Windows-1252" in said and "café" in said
+    assert 'Save the file as UTF-8 (in Excel: "CSV UTF-8")' in said
+
+
+def test_another_alphabet_is_not_taken_for_windows_1252(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        read(tmp_path, "a.txt", ("это простой текст\n" * 20).encode("cp1251"))
+    assert "Windows" not in str(raised.value) and "line 1" in str(raised.value)
+
+
+def test_ragged_and_badly_quoted_csv_rows_are_bad_by_number_and_the_others_stay(tmp_path: Path) -> None:
+    content = (
+        "question,answer\n"
+        "a,b\n"
+        '"two\nlines, one cell",ok\n'
+        "too,many,fields\n"
+        "few\n"
+        "\n"
+        '"he said "hi" loudly",x\n'
+        'open,"never closed\n'
+        "c,d\n"
+    )
+    _, rows, _ = read(tmp_path, "a.csv", content)
+    assert problems(rows) == {
+        3: "it has too many fields (3 where the header has 2; line 5)",
+        4: "it has too few fields (1 where the header has 2; line 6)",
+        5: "text follows a closing quote (line 8)",
+        6: "a quote is opened and not closed (line 9)",
+    }
+    assert rows[1].values == {"question": "two\nlines, one cell", "answer": "ok"}
+    assert rows[6].values == {"question": "c", "answer": "d"}
+    assert rows[2].raw == "too,many,fields\n"
+
+
+def test_broken_json_lines_are_bad_by_number_and_line(tmp_path: Path) -> None:
+    content = '{"a": "x"}\n\n{"a": \n42\n[{"role": "user", "content": "hi"}]\n{"a": "\\ud800"}\n'
+    _, rows, _ = read(tmp_path, "a.jsonl", content)
+    assert problems(rows) == {
+        2: "it is not valid JSON (Expecting value, line 3 column 6)",
+        3: "it is neither an object nor a list",
+    }
+    assert rows[3].values == {"messages": [{"role": "user", "content": "hi"}]}
+    assert len(rows) == 5
+
+
+def test_a_jsonl_file_whose_first_line_is_broken_is_still_jsonl(tmp_path: Path) -> None:
+    _, rows, found = read(tmp_path, "a.jsonl", '{"a": "x"\n{"a": "y"}\n')
+    assert found is Format.JSONL
+    assert list(problems(rows)) == [1]
+
+
+def test_a_broken_element_of_a_json_list_is_one_bad_row(tmp_path: Path) -> None:
+    _, rows, _ = read(tmp_path, "a.json", '[{"a": 1},\n {"a": , "b": ["]", "\\""]},\n {"a": 3}, 7]')
+    assert problems(rows) == {
+        2: "it is not valid JSON (Expecting value, line 2 column 8)",
+        4: "it is neither an object nor a list",
+    }
+    assert rows[2].values == {"a": 3}
+
+
+def test_json_elements_survive_every_chunk_boundary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.data import readers_json
+
+    wanted = [{"a": "x" * (i % 7), "n": i, "deep": [{"k": '\\"]}'}]} for i in range(60)]
+    for chunk in (1, 3, 17):
+        monkeypatch.setattr(readers_json, "_CHUNK", chunk)
+        _, rows, _ = read(tmp_path, "a.json", json.dumps(wanted))
+        assert values(rows) == wanted
+
+
+def test_one_huge_line_is_one_bad_row_in_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.data import readers_csv, readers_json
+
+    for module in (readers, readers_csv, readers_json):
+        monkeypatch.setattr(module, "MAX_ROW_CHARS", 1_000)
+    huge = "x" * 5_000
+    for name, content in (
+        ("a.csv", f"question,answer\na,b\n{huge},y\nc,d\n"),
+        ("a.csv", f'question,answer\na,b\n"{huge}\n{huge}",y\nc,d\n'),
+        ("a.jsonl", f'{{"a": 1}}\n{{"a": "{huge}"}}\n{{"a": 3}}\n'),
+        ("a.json", f'[{{"a": 1}}, {{"a": "{huge}"}}, {{"a": 3}}]'),
+        ("a.txt", f"short\n\n{huge}\n\nshort\n"),
+    ):
+        _, rows, _ = read(tmp_path, name, content)
+        assert [bool(row.problem) for row in rows if row.values or row.number == 2][:2] == [False, True], name
+        assert rows[-1].values, name
+        assert "1,000 characters" in str(rows[1].problem) or "quote" in str(rows[1].problem)
+
+
+def test_column_names_that_are_missing_double_or_blank_are_mended_and_said(tmp_path: Path) -> None:
+    reading, rows, _ = read(tmp_path, "a.csv", "text,text,\na,b,c\n")
+    assert rows[0].values == {"text": "a", "text (2)": "b", "column 3": "c"}
+    assert len(reading.notes) == 2
+    reading, rows, _ = read(tmp_path, "b.csv", "How are you?,Fine.\nAnd you?,Well.\n")
+    assert rows[0].values == {"column 1": "How are you?", "column 2": "Fine."}
+    assert "first row looks like data" in reading.notes[0]
+
+
+def test_a_tsv_with_stray_quotes_is_read_as_it_stands(tmp_path: Path) -> None:
+    _, rows, _ = read(tmp_path, "a.tsv", 'question\tanswer\n"quoted" word\ty\nz\t"w\n')
+    assert values(rows) == [{"question": '"quoted" word', "answer": "y"}, {"question": "z", "answer": '"w'}]
+
+
+def test_text_is_split_at_blank_lines_or_else_at_lines_and_nothing_is_lost(tmp_path: Path) -> None:
+    reading, rows, _ = read(tmp_path, "a.md", "# One\nstill one\n\n\ntwo\r\n\r\nthree")
+    assert [row.values for row in rows] == [{"text": "# One\nstill one"}, {"text": "two"}, {"text": "three"}]
+    assert reading.notes == ["Blank lines separate the rows."]
+    reading, rows, _ = read(tmp_path, "b.txt", "one\ntwo\n")
+    assert [row.values for row in rows] == [{"text": "one"}, {"text": "two"}]
+    assert reading.notes == ["Each line is one row."]
+    long = "A sentence of some words. " * 1_000
+    reading, rows, _ = read(tmp_path, "c.txt", f"short\n\n{long}\n")
+    assert "".join(str((row.values or {})["text"]) for row in rows[1:]).replace(" ", "") == long.replace(" ", "")
+    assert all(len(str((row.values or {})["text"])) <= readers.LONG_PARAGRAPH for row in rows)
+    assert "split at a line or sentence end" in reading.notes[1]
+
+
+def test_a_file_of_one_column_may_hold_commas(tmp_path: Path) -> None:
+    reading, rows, _ = read(tmp_path, "a.csv", 'text\nHello, world\n"quoted, too"\nplain\n')
+    assert [row.values for row in rows] == [{"text": "Hello, world"}, {"text": "quoted, too"}, {"text": "plain"}]
+    assert list(reading.columns) == ["text"]
