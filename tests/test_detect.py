@@ -10,7 +10,6 @@ import pytest
 from jobs.data.columns import Shape
 from jobs.data.conversation import conversation
 from jobs.data.detect import Detection, columns_for, detect
-from jobs.data.formats import Format
 from jobs.errors import RowProblem
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
@@ -18,7 +17,7 @@ SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
 
 
 def seen(row: dict[str, Any], rows: int = 20) -> Detection:
-    return detect([row] * rows, list(row), Format.JSONL)
+    return detect([row] * rows, list(row), "jsonl")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,7 @@ def test_without_any_text_there_is_no_guess() -> None:
 
 
 def test_bad_rows_do_not_shake_a_clear_shape_but_are_counted() -> None:
-    found = detect([{"messages": CHAT}] * 7 + [{"messages": CHAT[:1]}] * 3, ["messages"], Format.JSONL)
+    found = detect([{"messages": CHAT}] * 7 + [{"messages": CHAT[:1]}] * 3, ["messages"], "jsonl")
     assert found.sure and "7 of 10 sampled rows fit" in found.text
 
 

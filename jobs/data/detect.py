@@ -6,11 +6,11 @@ from typing import Any
 
 from jobs.data.columns import ROLES, SPELLINGS, Mapping, Shape, plain_name
 from jobs.data.conversation import CONTENT_KEYS, ROLE_KEYS, conversation, text_of, turn_items
-from jobs.data.formats import Format
 from jobs.errors import RowProblem
 from jobs.frozen import Frozen
 
 SURE_SHARE = 0.5  # of the sampled rows have to fit; the rest are bad rows, which the check of the file names
+WHOLE_TEXT = ("text", "markdown")  # formats whose rows are texts, with no columns to ask about
 _ABOUT = ("id", "url", "source", "title", "date", "author", "meta", "timestamp", "lang", "language", "category", "name")
 
 
@@ -20,7 +20,7 @@ class Detection(Frozen):
     sure: bool
 
 
-def detect(rows: list[dict[str, Any]], columns: list[str], file_format: Format) -> Detection:
+def detect(rows: list[dict[str, Any]], columns: list[str], file_format: str) -> Detection:
     """The best mapping for the sampled rows, and what was seen."""
     mapping, said, confident = _candidate(rows, columns, file_format)
     if mapping is None:
@@ -62,9 +62,9 @@ def _fits(row: dict[str, Any], mapping: Mapping) -> bool:
     return True
 
 
-def _candidate(rows: list[dict[str, Any]], columns: list[str], file_format: Format) -> tuple[Mapping | None, str, bool]:
+def _candidate(rows: list[dict[str, Any]], columns: list[str], file_format: str) -> tuple[Mapping | None, str, bool]:
     """(mapping, what was seen, whether the names and values leave no doubt)."""
-    if file_format is Format.TEXT:
+    if file_format in WHOLE_TEXT:
         return Mapping(shape=Shape.TEXT, columns={"text": columns[0]}), "Plain text", True
     if chat := _chat(rows, columns):
         return chat
