@@ -206,5 +206,5 @@ def head() -> str:
         + "".join(f'<link rel="stylesheet" href="{static_url(sheet)}">' for sheet in ("app.css", "pages.css"))
         + f'<link rel="icon" type="image/svg+xml" href="{static_url("icon.svg")}">'
         # Inline: a component's js_on_load does not wait for a script with an address.
-        f"<script>{(STATIC / 'app.js').read_text(encoding='utf-8')}</script>"
+        + "".join(f"<script>{(STATIC / name).read_text(encoding='utf-8')}</script>" for name in ("queue.js", "app.js"))
     )

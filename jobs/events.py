@@ -40,12 +40,21 @@ class Started(Event):
 
 
 class Metrics(Event):
-    """Values at one step: loss, eval_loss, learning_rate, grad_norm, tokens_per_second, memory (bytes)."""
+    """Values at one step: loss, eval_loss, learning_rate, grad_norm, tokens_per_second, memory (bytes), and the task's
+    own measures (accuracy, ...)."""
 
     type: Literal["metrics"] = "metrics"
     step: int
     values: dict[str, float]
     eta_seconds: float | None = None
+
+
+class Evaluation(Event):
+    """What a task measured beside numbers at one evaluation: a confusion matrix, predictions for a few rows."""
+
+    type: Literal["evaluation"] = "evaluation"
+    step: int
+    details: dict[str, Any]
 
 
 class Checkpoint(Event):
@@ -71,7 +80,7 @@ class Answers(Event):
     answers: tuple[PromptAnswer, ...]
 
 
-AnyEvent = Annotated[Phase | Started | Metrics | Checkpoint | Answers, Field(discriminator="type")]
+AnyEvent = Annotated[Phase | Started | Metrics | Evaluation | Checkpoint | Answers, Field(discriminator="type")]
 _EVENT: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
 
 

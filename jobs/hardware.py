@@ -127,6 +127,9 @@ def _cpu_name() -> str:
 
 
 def _cpu_bf16() -> bool:
+    """Whether the processor has instructions for it; GRAFT_CPU_BF16=0 says to compute in 32 bits all the same."""
+    if os.environ.get("GRAFT_CPU_BF16") == "0":
+        return False
     return any(flag in _cpu_info() for flag in ("avx512_bf16", "amx_bf16"))
 
 

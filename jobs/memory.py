@@ -72,7 +72,7 @@ def estimate(
     length = min(training.max_length, longest_row or training.max_length)
     tokens = training.batch_size * length
     trainable = method.trainable(params, shape)
-    per_token = _activations_a_token(shape, training.recompute, width, method.quantization != "none")
+    per_token = _activations_a_token(shape, training.recompute, width, method.quantization(params) != "none")
     return Estimate(
         base=_base(shape, method, params, width, hardware),
         adapter=trainable * FP32,  # PEFT keeps adapter weights in 32 bits
@@ -90,7 +90,7 @@ def fits(needs: Estimate, hardware: Hardware) -> bool:
 
 
 def _base(shape: ModelShape, method: Method, params: Frozen, width: int, hardware: Hardware) -> int:
-    if method.quantization == "none" or hardware.device == "cpu":
+    if method.quantization(params) == "none" or hardware.device == "cpu":
         # On a CPU the whole model is in memory before it is quantized: the 4-bit weights do not lower the peak.
         return shape.parameters * width
     bits = _NF4_BITS[getattr(params, "double_quantization", False)]

@@ -10,13 +10,20 @@ import json
 import re
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jobs.errors import UserError
 from jobs.frozen import Frozen
 
 _EMBEDDINGS = ("embed", "wte", "wpe", "shared")
 _HEADS = ("lm_head", "embed_out", "output_projection")
+# Model types that read a text as a whole and write none.
+_ENCODERS = frozenset(
+    {
+        *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "eurobert"),
+        *("modernbert", "mpnet", "nomic_bert", "roberta", "roformer", "xlm-roberta", "xlm-roberta-xl"),
+    }
+)
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -31,6 +38,16 @@ class LinearModule(Frozen):
     def leaf(self) -> str:
         """The last part of the name, which PEFT's `target_modules` matches: "q_proj"."""
         return self.name.rsplit(".", 1)[-1]
+
+
+class Vector(Frozen):
+    """One 1-dimensional parameter: a bias, a norm's weight."""
+
+    name: str  # "model.layers.0.input_layernorm.weight"
+    size: int
+
+
+Family = Literal["decoder", "encoder", "encoder-decoder"]
 
 
 class ModelShape(Frozen):
@@ -51,6 +68,8 @@ class ModelShape(Frozen):
     dtype: str  # of the stored weights: "F32", "BF16", ...
     linears: tuple[LinearModule, ...]
     has_chat_template: bool
+    family: Family = "decoder"
+    vectors: tuple[Vector, ...] = ()
 
     @property
     def linear_parameters(self) -> int:
@@ -125,7 +144,7 @@ def shape_of(config: dict[str, Any], tensors: dict[str, dict[str, Any]], *, has_
     heads = size("num_attention_heads", "n_head", "num_heads")
     model_type = str(config.get("model_type", "unknown"))
     transposed = model_type in ("gpt2",)  # Conv1D keeps its weight as [in, out]
-    linears, embeddings, parameters = [], 0, 0
+    linears, vectors, embeddings, parameters = [], [], 0, 0
     dtypes: dict[str, int] = {}
     for name, tensor in tensors.items():
         shape = tensor["shape"]
@@ -136,6 +155,8 @@ def shape_of(config: dict[str, Any], tensors: dict[str, dict[str, Any]], *, has_
         dtypes[tensor["dtype"]] = dtypes.get(tensor["dtype"], 0) + count
         module = name.removesuffix(".weight")
         leaf = module.rsplit(".", 1)[-1]
+        if len(shape) == 1:
+            vectors.append(Vector(name=name, size=count))
         if len(shape) != 2 or module == name:
             continue
         if any(part in leaf for part in _EMBEDDINGS):
@@ -160,7 +181,15 @@ def shape_of(config: dict[str, Any], tensors: dict[str, dict[str, Any]], *, has_
         dtype=max(dtypes, key=dtypes.__getitem__) if dtypes else "F32",
         linears=tuple(linears),
         has_chat_template=has_chat_template,
+        family=_family(config),
+        vectors=tuple(vectors),
     )
+
+
+def _family(config: dict[str, Any]) -> Family:
+    if config.get("is_encoder_decoder"):
+        return "encoder-decoder"
+    return "encoder" if config.get("model_type") in _ENCODERS and not config.get("is_decoder") else "decoder"
 
 
 def _has_template(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from tests import standin, tiny
 from tests.serving import CHROMIUM_FLAGS
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the network
+os.environ["GRAFT_CPU_BF16"] = "0"  # the same arithmetic on every machine
 # OpenMP's spinning makes a tiny model's step take seconds where another process computes (see jobs.rpc).
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 

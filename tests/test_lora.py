@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.methods import all_methods, method
+from jobs.methods.base import Context
 from jobs.shape import read_shape
 from tests.rundirs import make_run, series, train_here
 from tests.test_shape import build
@@ -26,7 +27,7 @@ def test_estimated_trainable_parameters_are_the_real_ones(folder: Path, targets:
 
     lora = method("lora")
     params = lora.Params(r=3, targets=targets)
-    model = lora.attach(AutoModelForCausalLM.from_pretrained(folder), params, "CAUSAL_LM")
+    model = lora.attach(AutoModelForCausalLM.from_pretrained(folder), params, Context())
     real = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert real > 0
     assert lora.trainable(params, read_shape(folder)) == real
@@ -42,7 +43,7 @@ def test_qlora_has_the_same_trainable_parameters(tiny_llama: Path, targets: str)
     base = AutoModelForCausalLM.from_pretrained(
         tiny_llama, quantization_config=qlora.quantization_config(params, torch.float32), device_map={"": "cpu"}
     )
-    model = qlora.attach(base, params, "CAUSAL_LM")
+    model = qlora.attach(base, params, Context())
     real = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert qlora.trainable(params, read_shape(tiny_llama)) == real
 

@@ -186,9 +186,9 @@ def test_a_beginning_token_that_the_tokenizer_adds_is_kept_once_and_not_trained(
 
 def test_problems_of_task_and_model_are_told_before_any_row() -> None:
     chat, text = task("chat"), task("text")
-    assert chat.check(chat.Params(), MAPPING, has_chat_template=True) == []
-    assert "has no chat template" in chat.check(chat.Params(), MAPPING, has_chat_template=False)[0]
-    assert "the dataset is mapped as messages" in text.check(text.Params(), MAPPING, has_chat_template=False)[0]
+    assert chat.check_data(chat.Params(), MAPPING, has_chat_template=True) == []
+    assert "has no chat template" in chat.check_data(chat.Params(), MAPPING, has_chat_template=False)[0]
+    assert "the dataset is mapped as messages" in text.check_data(text.Params(), MAPPING, has_chat_template=False)[0]
 
 
 def test_every_shape_has_a_task_and_every_task_its_words() -> None:

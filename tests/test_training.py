@@ -319,7 +319,7 @@ def test_plain_peft_loads_the_adapter_with_the_same_logits(tmp_path: Path, tiny_
 
     from jobs.training.data import collate
     from jobs.training.load import Device
-    from jobs.training.loss import validation_loss
+    from jobs.training.objective import Objective, Setting
 
     files = make_run(tmp_path / "run", tiny_llama, training={"validation_percent": 20})
     end = train_here(files)
@@ -344,7 +344,9 @@ def test_plain_peft_loads_the_adapter_with_the_same_logits(tmp_path: Path, tiny_
     assert plain == pytest.approx(end.best_eval_loss, rel=1e-5)
     assert untuned > plain + 0.1
     device = Device(torch.device("cpu"), torch.float32)
-    assert validation_loss(tuned, validation, 2, 0, device) == pytest.approx(plain, rel=1e-5)
+    setting = Setting(params=None, labels=(), pad_token_id=0, tokenizer=tokenizer, max_length=512)
+    scores = Objective(task("chat"), setting).evaluate(tuned, validation, 2, device)
+    assert scores.loss == pytest.approx(plain, rel=1e-5)
 
 
 def _rows(*contents: int) -> list[Row]:

@@ -89,7 +89,7 @@ def _serve(request: Request) -> None:
     chosen = task(given["task"])
     params = chosen.Params(**given["params"])
     tokenizer = _load(given)
-    UserError.raise_all(chosen.check(params, mapping, bool(tokenizer.chat_template)))
+    UserError.raise_all(chosen.check_data(params, mapping, bool(tokenizer.chat_template)))
     rows, length = Path(given["rows"]), int(given["max_length"])
     if request.method == "preview":
         seen = preview(rows, int(given["row"]), mapping, chosen, params, tokenizer, length)

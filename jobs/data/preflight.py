@@ -91,7 +91,7 @@ def preview(
         if values is None:
             raise RowProblem(problem or "it cannot be read")
         encoded = task.encode(values, mapping, tokenizer, params)
-        used = encoded.cut(length)
+        used = task.cut(encoded, length)
     except RowProblem as bad:
         return RowPreview(row=number, tokens=0, trained_tokens=0, cut_tokens=0, segments=(), problem=str(bad), raw=raw)
     return RowPreview(
@@ -151,7 +151,7 @@ def check(
                 if isinstance(result, RowProblem):
                     raise result
                 lengths.append(len(result.input_ids))
-                used = result.cut(length)
+                used = task.cut(result, length)
             except RowProblem as found:
                 if len(bad) < BAD_ROWS_LISTED:
                     bad.append(BadRow(row=number, reason=str(found)))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
-from jobs.methods.base import Method, Quantization
+from jobs.methods.base import Context, Method, Quantization
 from jobs.shape import LinearModule, ModelShape
 
 if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 Targets = Literal["all-linear", "attention", "mlp"]
 
@@ -95,10 +95,10 @@ class LoRA(Method):
             return 1e-3
         return 5e-4 if shape.parameters < 5_000_000_000 else 2e-4
 
-    def attach(self, model: PreTrainedModel, params: Params, task_type: str) -> Any:
+    def attach(self, model: PreTrainedModel, params: Params, context: Context) -> Any:
         from peft import LoraConfig, get_peft_model
 
-        return get_peft_model(model, LoraConfig(**self.lora_config(model, params), task_type=task_type))
+        return get_peft_model(model, LoraConfig(**self.lora_config(model, params), task_type=context.task_type))
 
     def lora_config(self, model: PreTrainedModel, params: Params) -> dict[str, Any]:
         """LoraConfig's arguments. Layers are named one by one, as the estimate counted them."""
@@ -132,7 +132,6 @@ class QLoRA(LoRA):
     label = "QLoRA (4-bit)"
     help = "LoRA on a base held in 4 bits (NF4): a quarter of the memory, somewhat slower, nearly the same quality."
     order = 20
-    quantization: ClassVar[Quantization] = "nf4"
 
     class Params(LoRA.Params):
         double_quantization: bool = Field(
@@ -149,20 +148,11 @@ class QLoRA(LoRA):
             "computes in 32 bits, somewhat slower. Choose it for a GPU; on a CPU choose LoRA."
         ]
 
-    def quantization_config(self, params: Any, compute_dtype: Any) -> BitsAndBytesConfig | None:
-        from transformers import BitsAndBytesConfig
+    def quantization(self, params: Any) -> Quantization:
+        return "nf4"
 
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=params.double_quantization,
-            bnb_4bit_compute_dtype=compute_dtype,
-        )
-
-    def attach(self, model: PreTrainedModel, params: Any, task_type: str) -> Any:
+    def attach(self, model: PreTrainedModel, params: Any, context: Context) -> Any:
         from peft import prepare_model_for_kbit_training
 
         # Recomputation is the trainer's choice, not this call's.
-        return super().attach(
-            prepare_model_for_kbit_training(model, use_gradient_checkpointing=False), params, task_type
-        )
+        return super().attach(prepare_model_for_kbit_training(model, use_gradient_checkpointing=False), params, context)

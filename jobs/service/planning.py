@@ -106,7 +106,8 @@ class Planning:
                     f"You set the task to {task.label}, but {dataset.name!r} holds "  # type: ignore[union-attr]
                     f"{mapping.shape} data. Choose the task {task_for(mapping.shape).label}, or change its columns."
                 )
-            problems += task.check(task_params, mapping, base.shape.has_chat_template)
+            problems += task.check_data(task_params, mapping, base.shape.has_chat_template)
+            problems += task.check_model(task_params, base.shape)
         if base and not base.available:
             problems.append(
                 f"The files of {base.name} are no longer at {base.location}. Put them back or choose another."

@@ -1,20 +1,37 @@
-"""What a task declares: the dataset shapes it takes, how a row becomes tokens, and which of them are trained."""
+"""What a task declares: the dataset shapes it takes, how a row becomes tokens, what of them is trained and how, and how
+well the model does it. One class a task; what only some tasks share stands in a module beside them.
+"""
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jobs.data.columns import Mapping, Shape
 from jobs.data.rendering import Rendered
 from jobs.errors import RowProblem, UserError
 from jobs.frozen import Frozen
+from jobs.shape import ModelShape
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
+
+    from jobs.training.data import Row
+    from jobs.training.objective import Setting
+
+# What stands at a model's end: transformers' Auto class for it, and PEFT's word.
+Head = Literal["causal", "seq2seq", "sequence", "token", "span"]
+HEADS: dict[Head, tuple[str, str]] = {
+    "causal": ("AutoModelForCausalLM", "CAUSAL_LM"),
+    "seq2seq": ("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
+    "sequence": ("AutoModelForSequenceClassification", "SEQ_CLS"),
+    "token": ("AutoModelForTokenClassification", "TOKEN_CLS"),
+    "span": ("AutoModelForQuestionAnswering", "QUESTION_ANS"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,8 @@ class Encoded:
     offsets: list[tuple[int, int]]
     trained: list[bool]
     untrained_answers: int = 0  # answers that the model's template hides from the loss
+    second: Encoded | None = None  # a pair's other text: the rejected answer, the text that a source is turned into
+    target: Any = None  # what a head learns, as JSON holds it: a label, several, a number, a tag for each token
 
     def cut(self, max_length: int) -> Encoded:
         """The first `max_length` tokens: what training uses. Raises RowProblem where none of them is trained on.
@@ -52,6 +71,15 @@ class Encoded:
         )
 
 
+@dataclass(frozen=True)
+class Scores:
+    """How well the validation rows were answered. `values` become curves; `details` are kept whole for the page."""
+
+    loss: float  # mean a trained item
+    values: dict[str, float] = field(default_factory=dict)  # "accuracy": 0.93
+    details: dict[str, Any] = field(default_factory=dict)  # as JSON holds it: a confusion matrix, samples
+
+
 class Task:
     """One thing a model can be taught. The preview, the preflight and the trainer all call the same `encode`."""
 
@@ -60,13 +88,23 @@ class Task:
     help: ClassVar[str] = ""
     order: ClassVar[int] = 100
     shapes: ClassVar[tuple[Shape, ...]] = ()
-    peft_task_type: ClassVar[str] = "CAUSAL_LM"
+    head: ClassVar[Head] = "causal"
+    talks: ClassVar[bool] = True  # what it trains answers in a chat; else it has a playground of its own
 
     class Params(Frozen):
         """The settings of this task."""
 
-    def check(self, params: Any, mapping: Mapping, has_chat_template: bool) -> list[str]:
-        """Problems of task and model together that forbid training, in the user's words."""
+    @property
+    def auto_class(self) -> str:
+        """transformers' class that loads a model for this task."""
+        return HEADS[self.head][0]
+
+    @property
+    def peft_task_type(self) -> str:
+        return HEADS[self.head][1]
+
+    def check_data(self, params: Any, mapping: Mapping, has_chat_template: bool) -> list[str]:
+        """Problems of task, columns and chat template together that forbid training, in the user's words."""
         if mapping.shape in self.shapes:
             return []
         takes = " or ".join(shape.value for shape in self.shapes)
@@ -74,6 +112,14 @@ class Task:
             f"You set the task to {self.label}, but the dataset is mapped as {mapping.shape.value}. "
             f"Map its columns as {takes}, or choose another task."
         ]
+
+    def check_model(self, params: Any, shape: ModelShape) -> list[str]:
+        """Why a model of this kind cannot do the task; empty where it can."""
+        return []
+
+    def head_parameters(self, params: Any, shape: ModelShape, labels: int) -> int:
+        """Parameters of a new head for so many labels, trained whatever the method; 0 where the model has its own."""
+        return 0
 
     def render(
         self, row: dict[str, Any], mapping: Mapping, tokenizer: PreTrainedTokenizerBase, params: Any
@@ -126,9 +172,45 @@ class Task:
         )
         return [next(encoded) if result is _PENDING else result for result in results]
 
+    def cut(self, encoded: Encoded, max_length: int) -> Encoded:
+        """What training uses of a row: its first `max_length` tokens. Raises RowProblem where none is left to learn."""
+        return encoded.cut(max_length)
+
     def prompt_messages(self, row: dict[str, Any], mapping: Mapping) -> list[dict[str, str]]:
-        """The row's beginning, up to the first answer: what a fixed prompt for this dataset looks like."""
-        raise NotImplementedError
+        """The row's beginning, up to the first answer: what a fixed prompt for this dataset looks like; empty where
+        the task's model is not prompted."""
+        return []
+
+    def labels(self, rows: Iterable[Row]) -> tuple[str, ...]:
+        """What the head tells apart, in its order, from every row of the dataset; empty without such a head."""
+        return ()
+
+    def head_config(self, params: Any, labels: tuple[str, ...]) -> dict[str, Any]:
+        """What `from_pretrained` must be told of the head: id2label, problem_type, ..."""
+        return {}
+
+    def items(self, row: Row) -> int:
+        """How many trained items a row adds to the mean that the loss is: its trained tokens, or 1."""
+        return int(row.trained[1:].sum())
+
+    def collate(self, rows: Sequence[Row], setting: Setting) -> dict[str, torch.Tensor]:
+        """Rows as one padded batch of tensors, by the names that `loss` reads."""
+        from jobs.training.data import collate
+
+        return collate(rows, setting.pad_token_id)
+
+    def loss(
+        self, model: Any, batch: dict[str, torch.Tensor], setting: Setting, predictions: list[Any] | None = None
+    ) -> torch.Tensor:
+        """The batch's loss, summed over its items. Where `predictions` is given, what the model predicts for each row
+        is appended to it, in the batch's order."""
+        from jobs.training.loss import summed_loss
+
+        return summed_loss(model, batch)
+
+    def score(self, loss: float, predictions: list[Any], rows: Sequence[Row], setting: Setting) -> Scores:
+        """The validation rows' measures, from the mean loss and what `loss` predicted for each."""
+        return Scores(loss)
 
 
 _PENDING = RowProblem("not tokenised yet")

@@ -30,8 +30,8 @@ class Chat(Task):
             description="Which part of a conversation the model learns to say. The answers are nearly always right.",
         )
 
-    def check(self, params: Any, mapping: Mapping, has_chat_template: bool) -> list[str]:
-        problems = super().check(params, mapping, has_chat_template)
+    def check_data(self, params: Any, mapping: Mapping, has_chat_template: bool) -> list[str]:
+        problems = super().check_data(params, mapping, has_chat_template)
         if not has_chat_template:
             problems.append(
                 "You chose the task Chat, but this base model has no chat template, so it does not know what a "

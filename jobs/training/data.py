@@ -11,7 +11,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,9 +36,11 @@ class Row:
     number: int
     input_ids: np.ndarray  # int32
     trained: np.ndarray  # bool
+    second: Row | None = None  # a pair's other text (jobs.tasks.base.Encoded)
+    target: Any = None  # what a head learns
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        return len(self.input_ids) + (len(self.second) if self.second else 0)
 
 
 def encode_rows(
@@ -62,7 +64,7 @@ def encode_rows(
         for number, values, problem in chunk:
             result = RowProblem(problem or "it cannot be read") if values is None else next(encoded)
             try:
-                good.append(_row(number, result, spec.training.max_length))
+                good.append(_row(number, result, task, spec.training.max_length))
             except RowProblem as bad:
                 if not spec.training.leave_out_bad_rows:
                     raise UserError(
@@ -77,11 +79,20 @@ def encode_rows(
     return good, left_out
 
 
-def _row(number: int, encoded: Encoded | RowProblem, max_length: int) -> Row:
+def _row(number: int, encoded: Encoded | RowProblem, task: Task, max_length: int) -> Row:
     if isinstance(encoded, RowProblem):
         raise encoded
-    cut = encoded.cut(max_length)
-    return Row(number, np.array(cut.input_ids, dtype=np.int32), np.array(cut.trained, dtype=np.bool_))
+    return _as_row(number, task.cut(encoded, max_length))
+
+
+def _as_row(number: int, encoded: Encoded) -> Row:
+    return Row(
+        number,
+        np.array(encoded.input_ids, dtype=np.int32),
+        np.array(encoded.trained, dtype=np.bool_),
+        _as_row(number, encoded.second) if encoded.second else None,
+        encoded.target,
+    )
 
 
 def split(rows: Sequence[Row], count: int, seed: int) -> tuple[list[Row], list[Row]]:

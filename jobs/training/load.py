@@ -10,12 +10,11 @@ import psutil
 
 from jobs.errors import UserError
 from jobs.hardware import peak_resident, this_machine, usable_cores
-from jobs.methods.base import Method
-from jobs.spec import BaseModelRef, RunSpec
+from jobs.spec import BaseModelRef
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -76,18 +75,21 @@ def load_tokenizer(base: BaseModelRef) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(base.source, revision=base.revision, trust_remote_code=False)
 
 
-def load_model(spec: RunSpec, method: Method, params: Any, device: Device) -> PreTrainedModel:
-    """The base model on its device, held as the method wants it. Weights from safetensors only."""
-    from transformers import AutoModelForCausalLM
+def load_model(
+    base: BaseModelRef, auto_class: str, head: dict[str, Any], quantization: BitsAndBytesConfig | None, device: Device
+) -> PreTrainedModel:
+    """The base model on its device with the task's head, held as the method wants it. Weights from safetensors only.
+
+    `head` is what the model's config must say of the head. A new head's weights are drawn from torch's random state.
+    """
+    import transformers
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    base = spec.base_model
     _check_folder(base)
-    quantization = method.quantization_config(params, device.dtype)
     # On a CPU without quantization the plain path: device_map would only wrap the modules in hooks.
     placement = {"": str(device.name)} if device.is_cuda or quantization else None
-    model = AutoModelForCausalLM.from_pretrained(
+    model = getattr(transformers, auto_class).from_pretrained(
         base.source,
         revision=base.revision,
         dtype=device.dtype,
@@ -95,6 +97,7 @@ def load_model(spec: RunSpec, method: Method, params: Any, device: Device) -> Pr
         trust_remote_code=False,
         quantization_config=quantization,
         device_map=placement,
+        **head,
     )
     model.config.use_cache = False  # training keeps no key-value cache; generation asks for its own
     return model

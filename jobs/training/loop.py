@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from jobs.methods.base import Method
 from jobs.spec import RunSpec
 from jobs.training.checkpoints import Progress
 from jobs.training.data import Row
 from jobs.training.load import Device
+from jobs.training.objective import Objective
 
 if TYPE_CHECKING:
     from jobs.training.monitor import Monitor
@@ -28,7 +30,9 @@ class Job:
     folder: Path  # the run's checkpoints/, for loops that must name a folder
     model: Any  # with the method attached; on resuming with the checkpoint's weights
     device: Device
-    pad_token_id: int
+    method: Method
+    method_params: Any
+    objective: Objective
     train: Sequence[Row]
     validation: Sequence[Row]
     total_steps: int

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.training.data import IGNORED, Row, collate, in_batches
+from jobs.training.data import IGNORED
 
 if TYPE_CHECKING:
     import torch
-
-    from jobs.training.load import Device
 
 
 def summed_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -33,24 +30,6 @@ def summed_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
-
-
-def validation_loss(model: Any, rows: Sequence[Row], batch_size: int, pad: int, device: Device) -> float:
-    """Mean loss a trained token over `rows`. Leaves the model in the mode it was in."""
-    import torch
-
-    training = model.training
-    model.eval()
-    total, tokens = 0.0, 0
-    try:
-        with torch.inference_mode(), device.autocast():
-            for part in in_batches(rows, batch_size):
-                batch = {name: value.to(device.name) for name, value in collate(part, pad).items()}
-                total += summed_loss(model, batch).item()
-                tokens += sum(int(row.trained[1:].sum()) for row in part)
-    finally:
-        model.train(training)
-    return total / max(tokens, 1)
 
 
 def _keeps_logits(model: Any) -> bool:

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
-from jobs.events import Answers, EventLog, Metrics, Phase
+from jobs.events import Answers, Evaluation, EventLog, Metrics, Phase
 from jobs.events import Checkpoint as CheckpointEvent
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.failures import LossIsNotANumber
 from jobs.training.loop import Job
-from jobs.training.loss import validation_loss
 from jobs.training.prompts import FixedPrompts
 from jobs.training.schedule import evaluation_steps
 
@@ -168,10 +167,13 @@ class Monitor:
         """Measure the validation loss, and whether it is the lowest yet."""
         job, step = self._job, self.progress.step
         self._events.append(Phase(text=f"Measuring the validation loss on {len(job.validation):,} rows"))
-        loss = validation_loss(job.model, job.validation, job.spec.training.batch_size, job.pad_token_id, job.device)
+        scores = job.objective.evaluate(job.model, job.validation, job.spec.training.batch_size, job.device)
+        loss = scores.loss
         if not math.isfinite(loss):
             raise LossIsNotANumber(step)
-        self._events.append(Metrics(step=step, values={"eval_loss": loss}))
+        self._events.append(Metrics(step=step, values={"eval_loss": loss, **scores.values}))
+        if scores.details:
+            self._events.append(Evaluation(step=step, details=scores.details))
         best = self.progress.best_eval_loss
         update: dict[str, object] = {"evaluated_step": step}
         if best is None or loss < best:

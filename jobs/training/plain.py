@@ -15,9 +15,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from jobs.training.data import Row, collate, epoch_order
+from jobs.training.data import Row, epoch_order
 from jobs.training.loop import Job
-from jobs.training.loss import summed_loss
 from jobs.training.monitor import Monitor
 from jobs.training.schedule import make_optimizer
 
@@ -74,14 +73,13 @@ class _PlainTrainer(Trainer):
         super().__init__(
             model=job.model,
             args=arguments,
-            data_collator=lambda rows: _collate(rows, job.pad_token_id),
+            data_collator=self._collate,
             train_dataset=job.train,  # type: ignore[arg-type]
-            optimizers=make_optimizer(job.model, training, job.total_steps),
-            callbacks=[_Steps(self, monitor)],
+            optimizers=make_optimizer(job),
+            callbacks=[_Steps(self, job, monitor)],
         )
         self.remove_callback(PrinterCallback)
-        self.model_accepts_loss_kwargs = True  # hands `compute_loss` the trained tokens of the whole step
-        self._loss_shifts_labels = True
+        self.model_accepts_loss_kwargs = True  # hands `compute_loss` the trained items of the whole step
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return _EpochSampler(len(self._job.train), self._job.spec.training.seed)
@@ -90,7 +88,18 @@ class _PlainTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         self.step_tokens += inputs.pop("tokens")
-        return summed_loss(model, inputs) / num_items_in_batch
+        items = inputs.pop("items")
+        job = self._job
+        loss = job.objective.loss(model, inputs) / num_items_in_batch
+        extra = job.method.regularisation(model, job.method_params)
+        return loss if extra is None else loss + extra * (items / num_items_in_batch)
+
+    def _collate(self, rows: Sequence[Row]) -> dict[str, Any]:
+        objective = self._job.objective
+        return {**objective.collate(rows), "tokens": sum(map(len, rows)), "items": objective.items(rows)}
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
+        return max(1, sum(batch["items"] for batch in batch_samples))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # counted by nobody
@@ -106,19 +115,20 @@ class _PlainTrainer(Trainer):
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
 
-def _collate(rows: Sequence[Row], pad: int) -> dict[str, Any]:
-    return {**collate(rows, pad), "tokens": sum(map(len, rows))}
-
-
 class _Steps(TrainerCallback):
     """Hands every step to the monitor and ends the training where it says so."""
 
-    def __init__(self, trainer: _PlainTrainer, monitor: Monitor) -> None:
+    def __init__(self, trainer: _PlainTrainer, job: Job, monitor: Monitor) -> None:
         self._trainer = trainer
+        self._job = job
         self._monitor = monitor
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._monitor.begin()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        job = self._job
+        job.method.before_zero_grad(job.model, job.method_params, state.global_step + 1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:

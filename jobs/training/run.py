@@ -6,6 +6,7 @@ Ends where the process begins: arguments, signals and the hand-over are jobs.tra
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import logging
 import time
 import traceback
@@ -19,6 +20,7 @@ from jobs.errors import UserError
 from jobs.events import EventLog, Phase, Started
 from jobs.files import write_whole
 from jobs.hardware import this_machine
+from jobs.methods.base import Context
 from jobs.result import Result
 from jobs.rundir import RunFiles
 from jobs.spec import RunSpec
@@ -29,6 +31,7 @@ from jobs.training.data import Row, encode_rows, split
 from jobs.training.failures import reason
 from jobs.training.loop import Job, TrainingLoop
 from jobs.training.monitor import Ended, Monitor, StopRequest
+from jobs.training.objective import Objective, Setting
 from jobs.training.prompts import FixedPrompts
 
 logger = logging.getLogger(__name__)
@@ -113,11 +116,26 @@ class Attempt:
         self._give_up_if_asked()
         train, validation, left_out = self._rows(spec, task, tokenizer)
         self._give_up_if_asked()
+        setting = Setting(
+            params=task.Params(**spec.task_params),
+            labels=task.labels(itertools.chain(train, validation)),
+            pad_token_id=load.pad_token_id(tokenizer),
+            tokenizer=tokenizer,
+            max_length=spec.training.max_length,
+        )
+        total_steps = spec.training.steps(len(train))
         self._say(f"Loading {spec.base_model.name}")
-        model = load.load_model(spec, method, params, device)
+        set_seed(spec.training.seed)  # a new head is drawn at random
+        model = load.load_model(
+            spec.base_model,
+            task.auto_class,
+            task.head_config(setting.params, setting.labels),
+            method.quantization_config(params, device.dtype),
+            device,
+        )
         self._say(f"Attaching {method.label}")
         set_seed(spec.training.seed)
-        model = method.attach(model, params, task.peft_task_type)
+        model = method.attach(model, params, Context(task.peft_task_type, total_steps, spec.base_model.source))
         if spec.training.recompute:
             model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
         self._trainable, self._total = model.get_nb_trainable_parameters()  # knows how many a 4-bit tensor holds
@@ -130,10 +148,12 @@ class Attempt:
             folder=self._files.checkpoints,
             model=model,
             device=device,
-            pad_token_id=load.pad_token_id(tokenizer),
+            method=method,
+            method_params=params,
+            objective=Objective(task, setting),
             train=train,
             validation=validation,
-            total_steps=spec.training.steps(len(train)),
+            total_steps=total_steps,
             progress=newest.progress if newest else Progress(),
             state=newest.state if newest else None,
         )

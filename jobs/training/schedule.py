@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from jobs.spec import Schedule, TrainingParams
+from jobs.spec import Schedule
 
 if TYPE_CHECKING:
     import torch
+
+    from jobs.training.loop import Job
 
 
 def evaluation_steps(total_steps: int, evaluations: int) -> frozenset[int]:
@@ -37,15 +39,19 @@ def rate(schedule: Schedule, warmup_steps: int, total_steps: int) -> Callable[[i
     return at
 
 
-def make_optimizer(model: Any, training: TrainingParams, total_steps: int) -> tuple[torch.optim.Optimizer, Any]:
+def make_optimizer(job: Job) -> tuple[torch.optim.Optimizer, Any]:
     """AdamW over what is trainable, and its learning-rate schedule. Weight decay spares vectors (norms, biases)."""
     import torch
 
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": training.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    training = job.spec.training
+    groups = job.method.parameter_groups(job.model, job.method_params, training.learning_rate, training.weight_decay)
+    if groups is None:
+        trainable = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": training.weight_decay},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=training.learning_rate, fused=True)
-    warmup_steps = math.ceil(total_steps * training.warmup_percent / 100)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate(training.schedule, warmup_steps, total_steps))
+    warmup_steps = math.ceil(job.total_steps * training.warmup_percent / 100)
+    schedule = rate(training.schedule, warmup_steps, job.total_steps)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)

@@ -1,0 +1,62 @@
+"""A task bound to one run: its settings, its labels, its model's padding. What every training loop computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jobs.tasks.base import Scores, Task
+from jobs.training.data import Row, in_batches
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from jobs.training.load import Device
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a task's own code may need of the run it works in."""
+
+    params: Any  # the task's Params
+    labels: tuple[str, ...]
+    pad_token_id: int
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+
+@dataclass(frozen=True)
+class Objective:
+    task: Task
+    setting: Setting
+
+    def items(self, rows: Sequence[Row]) -> int:
+        return sum(self.task.items(row) for row in rows)
+
+    def collate(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        return self.task.collate(rows, self.setting)
+
+    def loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Summed; divide by the items of the whole step."""
+        return self.task.loss(model, batch, self.setting)
+
+    def evaluate(self, model: Any, rows: Sequence[Row], batch_size: int, device: Device) -> Scores:
+        """The task's measures over `rows`. Leaves the model in the mode it was in."""
+        import torch
+
+        training = model.training
+        model.eval()
+        total = 0.0
+        predictions: list[Any] = []
+        seen: list[Row] = []
+        try:
+            with torch.inference_mode(), device.autocast():
+                for part in in_batches(rows, batch_size):
+                    batch = {name: value.to(device.name) for name, value in self.collate(part).items()}
+                    total += self.task.loss(model, batch, self.setting, predictions).item()
+                    seen += part
+                return self.task.score(total / max(self.items(seen), 1), predictions, seen, self.setting)
+        finally:
+            model.train(training)
