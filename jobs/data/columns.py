@@ -15,6 +15,13 @@ class Shape(StrEnum):
     SHAREGPT = "sharegpt"  # a column with [{"from", "value"}, ...]
     INSTRUCTION = "instruction"  # instruction, optional input, output
     PROMPT = "prompt"  # prompt, completion, optional system
+    PREFERENCE = "preference"  # a better and a worse answer, with a prompt or as whole conversations
+    FEEDBACK = "feedback"  # an answer and a thumb up or down
+    LABELLED = "labelled"  # text with a label, or a list of them
+    SCORED = "scored"  # text with a number
+    TAGGED = "tagged"  # words and a tag for each
+    EXTRACTIVE = "extractive"  # a question, a passage, and the answer as it stands there
+    REWRITE = "rewrite"  # a source text and what it is turned into: a translation, a summary
     TEXT = "text"  # one column of plain text
 
 
@@ -24,6 +31,13 @@ ROLES: dict[Shape, dict[str, bool]] = {
     Shape.SHAREGPT: {"conversations": True, "system": False},
     Shape.INSTRUCTION: {"instruction": True, "input": False, "output": True, "system": False},
     Shape.PROMPT: {"prompt": True, "completion": True, "system": False},
+    Shape.PREFERENCE: {"prompt": False, "chosen": True, "rejected": True, "system": False},
+    Shape.FEEDBACK: {"prompt": True, "completion": True, "label": True, "system": False},
+    Shape.LABELLED: {"text": True, "text_pair": False, "label": True},
+    Shape.SCORED: {"text": True, "text_pair": False, "score": True},
+    Shape.TAGGED: {"tokens": True, "tags": True},
+    Shape.EXTRACTIVE: {"question": True, "context": True, "answers": True},
+    Shape.REWRITE: {"source": True, "target": True},
     Shape.TEXT: {"text": True},
 }
 
