@@ -17,7 +17,7 @@ from app.callbacks import Latest, guarded, query_number
 from app.drafts import Checks, Starts
 from app.pages.datasets import datasets_html
 from app.preflight import histogram_html, preview_html, report_html
-from app.summary import check_line_html
+from app.train.summary import check_line_html
 from jobs.errors import UserError
 from jobs.service import Service
 from jobs.service.datasets import BadRow, DatasetView, Preflight, RowPreview, Segment

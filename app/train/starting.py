@@ -1,0 +1,100 @@
+"""From the Train page's widgets to a run: the plan that moves with every setting, the data check, and Start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from app.callbacks import Latest, Shown
+from app.components import note_html, progress_html
+from app.drafts import Checks, Starts, usable_length
+from app.train.summary import check_line_html, summary_html, words_html
+from app.train.widgets import Widgets
+from jobs.errors import UserError
+from jobs.service import Service
+from jobs.service.datasets import Preflight, Progress
+
+USUAL_PROMPTS = ("What can you help me with?", "How do I bake bread?", "Tell me something surprising.")
+NO_DATASET = '<p class="check-line warn">Choose a dataset, or <a href="datasets">add one</a>.</p>'
+
+
+class Starting:
+    """Callbacks; each takes the values of `Widgets.inputs`."""
+
+    def __init__(self, service: Service, widgets: Widgets) -> None:
+        self._service = service
+        self._widgets = widgets
+        self._checks, self._starts, self._latest = Checks(service), Starts(), Latest()
+
+    def plan(self, *values: Any) -> Shown:
+        """What will happen, from the newest data check where there is one."""
+        service, w = self._service, self._widgets
+        now = w.settings(values)
+        try:
+            draft = now.draft
+            done = service.planning.plan(draft, self._checks.get(draft))
+            model = service.models.base(draft.base_model_id)
+            data = service.datasets.get(draft.dataset_id)
+        except UserError as error:
+            return {
+                w.summary: "",
+                w.words: note_html(" ".join(error.problems)),
+                w.start: gr.Button("Start training"),
+            }
+        label = "Start anyway" if done.fits is False and not done.problems else "Start training"
+        learns = summary_html(done, model, data.name, w.methods[draft.method].label)
+        return {w.summary: learns, w.words: words_html(done), w.start: gr.Button(label)}
+
+    def check(self, request: gr.Request, *values: Any) -> Iterator[Shown]:
+        """Every row, with progress; the newest check of a page alone goes on."""
+        w = self._widgets
+        newest = self._latest.begin(request)
+        now = w.settings(values)
+        if not (now.dataset and now.base and now.task):
+            yield {w.training_rows: gr.Column(visible=False), w.checked: "" if now.dataset else NO_DATASET}
+            return
+        draft = now.draft
+        try:
+            usable_length(draft.training["max_length"])
+        except UserError:
+            yield {w.training_rows: gr.Column(visible=False), w.checked: ""}  # the summary says what is wrong
+            return
+        yield {w.checked: progress_html(0, "Checking every row")}
+        for news in self._checks.run(draft):
+            if not newest():
+                return
+            if isinstance(news, Progress):
+                yield {w.checked: progress_html(news.done / max(news.total, 1), news.text)}
+                continue
+            # Prompts of the data itself would show what was learned by heart; a plain text has no usual ones.
+            suggested = USUAL_PROMPTS if draft.task == "chat" else (*news.example_prompts, *USUAL_PROMPTS)
+            yield {
+                w.checked: check_line_html(news, draft.dataset_id, draft.training["max_length"]),
+                w.training_rows: gr.Column(visible=news.bad_rows > 0),
+                **(dict(zip(w.prompts, suggested, strict=False)) if not now.prompts else {}),
+            }
+
+    def start(self, request: gr.Request, *values: Any) -> Iterator[Shown]:
+        """Check what has not been checked yet, then queue the run; a second press soon after means the same run."""
+        w = self._widgets
+        yield {w.start: gr.Button("Starting ...", interactive=False), w.started: None}
+        try:
+            draft = w.settings(values).draft
+            report = None
+            for news in self._checks.run(draft):
+                if isinstance(news, Preflight):
+                    report = news
+                else:
+                    done = progress_html(news.done / max(news.total, 1), f"First the data: {news.text}")
+                    yield {w.words: done}
+            found = self._service.planning.plan(draft, report)
+            if found.spec is None:
+                raise UserError(*found.problems)
+            page = str(request.session_hash)
+            run_id = self._starts.once(page, self._service, found.spec, draft.base_model_id, draft.dataset_id)
+        except Exception:
+            yield {w.start: gr.Button("Start training", interactive=True)}
+            raise
+        yield {w.started: run_id, w.start: gr.Button("Start training", interactive=True)}
