@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import io
 import json
+import random
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
 from pyarrow import parquet
 
-from jobs.data import readers
-from jobs.data.formats import EncodingCheck, Format, sniff
-from jobs.data.readers import Reading, Row
+from jobs.data import codec, readers
+from jobs.data.formats import EncodingCheck, sniff
+from jobs.data.readers import Reading, Row, base
+from jobs.data.readers.plain import LONG_PARAGRAPH
 from jobs.errors import UserError
 
 
-def read(tmp_path: Path, name: str, content: str | bytes) -> tuple[Reading, list[Row], Format]:
+def read(tmp_path: Path, name: str, content: str | bytes) -> tuple[Reading, list[Row], str]:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     sniffed = sniff(path, name)
@@ -28,8 +32,8 @@ def read(tmp_path: Path, name: str, content: str | bytes) -> tuple[Reading, list
         for start in range(0, len(data), 100):
             check.feed(data[start : start + 100])
         check.feed(b"", final=True)
-    reading, rows = readers.read(path, name, sniffed)
-    return reading, list(rows), sniffed.format
+    reading, blocks = readers.read(path, name, sniffed.format, sniffed.encoding)
+    return reading, [row for block in blocks for row in block], sniffed.format
 
 
 def values(rows: list[Row]) -> list[dict | None]:
@@ -87,7 +91,7 @@ def test_parquet_is_read_with_lists_nulls_and_dates(tmp_path: Path) -> None:
     target = io.BytesIO()
     parquet.write_table(table, target)
     reading, rows, found = read(tmp_path, "a.whatever", target.getvalue())
-    assert found is Format.PARQUET
+    assert found == "parquet"
     assert list(reading.columns) == ["messages", "when", "blob"]
     assert json.loads(rows[0].text or "") == {
         "messages": [{"role": "user", "content": "hi"}],
@@ -183,7 +187,7 @@ def test_broken_json_lines_are_bad_by_number_and_line(tmp_path: Path) -> None:
 
 def test_a_jsonl_file_whose_first_line_is_broken_is_still_jsonl(tmp_path: Path) -> None:
     _, rows, found = read(tmp_path, "a.jsonl", '{"a": "x"\n{"a": "y"}\n')
-    assert found is Format.JSONL
+    assert found == "jsonl"
     assert list(problems(rows)) == [1]
 
 
@@ -197,20 +201,17 @@ def test_a_broken_element_of_a_json_list_is_one_bad_row(tmp_path: Path) -> None:
 
 
 def test_json_elements_survive_every_chunk_boundary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.data import readers_json
+    from jobs.data.readers import jsons
 
     wanted = [{"a": "x" * (i % 7), "n": i, "deep": [{"k": '\\"]}'}]} for i in range(60)]
     for chunk in (1, 3, 17):
-        monkeypatch.setattr(readers_json, "_CHUNK", chunk)
+        monkeypatch.setattr(jsons, "_CHUNK", chunk)
         _, rows, _ = read(tmp_path, "a.json", json.dumps(wanted))
         assert values(rows) == wanted
 
 
 def test_one_huge_line_is_one_bad_row_in_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.data import readers_csv, readers_json
-
-    for module in (readers, readers_csv, readers_json):
-        monkeypatch.setattr(module, "MAX_ROW_CHARS", 1_000)
+    monkeypatch.setattr(base, "MAX_ROW_CHARS", 1_000)
     huge = "x" * 5_000
     for name, content in (
         ("a.csv", f"question,answer\na,b\n{huge},y\nc,d\n"),
@@ -249,7 +250,7 @@ def test_text_is_split_at_blank_lines_or_else_at_lines_and_nothing_is_lost(tmp_p
     long = "A sentence of some words. " * 1_000
     reading, rows, _ = read(tmp_path, "c.txt", f"short\n\n{long}\n")
     assert "".join(str((row.values or {})["text"]) for row in rows[1:]).replace(" ", "") == long.replace(" ", "")
-    assert all(len(str((row.values or {})["text"])) <= readers.LONG_PARAGRAPH for row in rows)
+    assert all(len(str((row.values or {})["text"])) <= LONG_PARAGRAPH for row in rows)
     assert "split at a line or sentence end" in reading.notes[1]
 
 
@@ -257,3 +258,76 @@ def test_a_file_of_one_column_may_hold_commas(tmp_path: Path) -> None:
     reading, rows, _ = read(tmp_path, "a.csv", 'text\nHello, world\n"quoted, too"\nplain\n')
     assert [row.values for row in rows] == [{"text": "Hello, world"}, {"text": "quoted, too"}, {"text": "plain"}]
     assert list(reading.columns) == ["text"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_read_does_not_depend_on_where_the_blocks_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    from jobs.data.readers import lines
+
+    chosen = random.Random(seed)
+    monkeypatch.setattr(base, "MAX_ROW_CHARS", 60)
+    pieces = [
+        "a",
+        "é",
+        '"',
+        '""',
+        ",",
+        "\n",
+        "\n",
+        "\n\n",
+        '"x\ny"',
+        " ",
+        "b,c",
+        '{"a": 1}',
+        "x" * 90,
+        "[1, ",
+        "\u2028",
+    ]
+    for name in ("a.csv", "a.tsv", "a.jsonl", "a.txt"):
+        content = "question,answer\n" if name == "a.csv" else "question\tanswer\n" if name == "a.tsv" else ""
+        content += "".join(chosen.choices(pieces, k=400))
+        seen = []
+        for block in (1 << 18, 1, 3, 50):
+            monkeypatch.setattr(lines, "BLOCK", block)
+            _, rows, _ = read(tmp_path, name, content)
+            seen.append([(row.number, row.values, row.problem) for row in rows])
+        assert seen[0] == seen[1] == seen[2] == seen[3], name
+        assert len(seen[0]) > 20
+        if name == "a.jsonl":  # Macintosh line ends of old
+            _, rows, _ = read(tmp_path, name, content.replace("\n", "\r"))
+            assert [(row.number, row.values, row.problem) for row in rows] == seen[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 123456789012345678901234567890}',
+        '{"a": -18446744073709551616, "b": [1]}',
+        '{"a": NaN, "b": -Infinity}',
+        '{"a": "\\ud800"}',
+        '{"a": 1, "a": 2}',
+        '{"a": 1e400}',
+        '{"a": 0.1, "b": -0, "c": 1E5, "d": 18446744073709551615}',
+        "[" * 2_000 + "]" * 2_000,
+        "[1,]",
+        '{"a": "\t"}',
+        '"\u2028 is a letter"',
+        "nul",
+        "",
+    ],
+)
+def test_json_is_read_as_the_standard_library_reads_it(text: str) -> None:
+    def outcome(read: Any) -> str:
+        try:
+            return repr(read(text))
+        except (ValueError, RecursionError) as error:
+            return f"{type(error).__name__}: {error}"[:60]
+
+    assert outcome(codec.loads) == outcome(json.loads)
+
+
+def test_what_json_has_no_form_for_is_written_in_words() -> None:
+    value = {"when": datetime.date(1970, 1, 1), "blob": b"ab", "large": 2**70, "plain": ["é", None, 1.5]}
+    assert codec.loads(codec.dumps(value)) == {**value, "when": "1970-01-01", "blob": "<2 bytes>"}

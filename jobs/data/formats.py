@@ -6,46 +6,22 @@ Looks at the first bytes only; `EncodingCheck` is then fed the whole file while 
 from __future__ import annotations
 
 import codecs
-import json
-import re
 import zipfile
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path, PurePath
 
+from jobs.data.readers import all_readers
+from jobs.data.readers.jsons import json_kind
 from jobs.errors import UserError
 
 HEAD_BYTES = 1 << 16
-SUPPORTED = "CSV, TSV, JSON, JSONL, Parquet and plain text"
-
-
-class Format(StrEnum):
-    CSV = "csv"
-    TSV = "tsv"
-    JSON = "json"
-    JSONL = "jsonl"
-    PARQUET = "parquet"
-    TEXT = "text"
 
 
 @dataclass(frozen=True)
 class Sniffed:
-    format: Format
-    encoding: str | None  # what `open` takes; None for Parquet
+    format: str  # a reader's name
+    encoding: str | None  # what `open` takes; None for a binary format
 
-
-_BY_EXTENSION = {
-    ".csv": Format.CSV,
-    ".tsv": Format.TSV,
-    ".tab": Format.TSV,
-    ".json": Format.JSON,
-    ".jsonl": Format.JSONL,
-    ".ndjson": Format.JSONL,
-    ".txt": Format.TEXT,
-    ".text": Format.TEXT,
-    ".md": Format.TEXT,
-    ".markdown": Format.TEXT,
-}
 
 # First bytes of what people upload by mistake, and what to do instead.
 _MISTAKES = (
@@ -59,8 +35,11 @@ _MISTAKES = (
     (b"SQLite format 3", "is an SQLite database. Export its table as CSV and upload that"),
 )
 
-# An object that wraps the rows: {"version": 1, "data": [...]}.
-CONTAINER = re.compile(r'"(data|rows|train|examples|items|records|samples|dataset)"\s*:\s*\[', re.IGNORECASE)
+
+def supported() -> str:
+    """The formats that are read, for a sentence."""
+    *most, last = (reader.label for reader in all_readers().values())
+    return f"{', '.join(most)} and {last}"
 
 
 def sniff(path: Path, filename: str) -> Sniffed:
@@ -69,8 +48,9 @@ def sniff(path: Path, filename: str) -> Sniffed:
         head = file.read(HEAD_BYTES)
     if not head:
         raise UserError(f"{filename} is empty (0 bytes). Upload a file with at least one row.")
-    if head.startswith(b"PAR1"):
-        return Sniffed(Format.PARQUET, None)
+    for reader in all_readers().values():
+        if not reader.is_text and reader.claims(path, head):
+            return Sniffed(reader.name, None)
     _refuse_mistakes(path, filename, head)
     encoding = _encoding(filename, head)
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
@@ -92,10 +72,12 @@ def _refuse_mistakes(path: Path, filename: str, head: bytes) -> None:
             )
         if any(name.startswith("word/") for name in names):
             raise UserError(f"{filename} is a Word document. Save it as plain text (.txt, UTF-8) and upload that file.")
-        raise UserError(f"{filename} is a zip archive. Unpack it and upload the file inside ({SUPPORTED} can be read).")
+        raise UserError(
+            f"{filename} is a zip archive. Unpack it and upload the file inside ({supported()} can be read)."
+        )
     for magic, remedy in _MISTAKES:
         if head.startswith(magic):
-            raise UserError(f"{filename} {remedy} ({SUPPORTED} can be read).")
+            raise UserError(f"{filename} {remedy} ({supported()} can be read).")
 
 
 def _encoding(filename: str, head: bytes) -> str:
@@ -112,18 +94,19 @@ def _encoding(filename: str, head: bytes) -> str:
         )
     control = sum(head.count(byte) for byte in range(32) if byte not in b"\t\n\r\f\x1b")
     if zeros or control > 0.02 * len(head):
-        raise UserError(f"{filename} is a binary file, not a dataset. {SUPPORTED} can be read.")
+        raise UserError(f"{filename} is a binary file, not a dataset. {supported()} can be read.")
     return "utf-8"
 
 
-def _format(filename: str, text: str) -> Format:
-    hint = _BY_EXTENSION.get(PurePath(filename).suffix.lower())
+def _format(filename: str, text: str) -> str:
+    extension = PurePath(filename).suffix.lower()
+    hint = next((reader.name for reader in all_readers().values() if extension in reader.extensions), None)
     start = text.lstrip()
     if start[:1] in ("{", "["):
-        found = _json_kind(start, hint)
+        found = json_kind(start, hint)
         if found:
             return found
-    if hint is Format.JSON:
+    if hint == "json":
         raise UserError(
             f"{filename} is named .json, but it begins with {start[:20]!r} instead of [ or {{. "
             "Upload a list of objects, or name it after what it holds (.csv, .txt)."
@@ -132,38 +115,8 @@ def _format(filename: str, text: str) -> Format:
         return hint
     first = start.splitlines()[0] if start else ""
     if "\t" in first:
-        return Format.TSV
-    return Format.CSV if "," in first or ";" in first else Format.TEXT
-
-
-def _json_kind(start: str, hint: Format | None) -> Format | None:
-    """JSON, JSONL, or None where the text only happens to begin with a bracket."""
-    first, _, rest = start.partition("\n")
-    try:
-        value = json.loads(first)
-    except (ValueError, RecursionError):
-        if hint is Format.JSONL and not re.match(r"\[\s*\{|\{\s*\n", start):
-            return Format.JSONL  # its first line is broken: a bad row, not another format
-        looks_json = re.match(r"\[\s*[\[{\"]|\{\s*\"", start) is not None
-        return Format.JSON if hint is Format.JSON or (looks_json and hint is not Format.TEXT) else None
-    if isinstance(value, dict):
-        return Format.JSONL if (rest.strip() and not container_start(start)) or hint is Format.JSONL else Format.JSON
-    if isinstance(value, list):
-        if hint in (Format.TEXT, Format.CSV, Format.TSV) and not any(isinstance(item, dict) for item in value):
-            return None  # "[1]" opens a text, too
-        return Format.JSONL if rest.strip() else Format.JSON
-    return None
-
-
-def container_start(text: str) -> int | None:
-    """Where the list of rows begins in an object that wraps it, if `text` begins with such an object."""
-    for match in CONTAINER.finditer(text):
-        try:
-            json.loads(text[: match.end() - 1] + "[]}")  # proves that the key stands at the top level
-        except (ValueError, RecursionError):
-            continue
-        return match.end() - 1
-    return None
+        return "tsv"
+    return "csv" if "," in first or ";" in first else "text"
 
 
 class EncodingCheck:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import random
 import shutil
 import tempfile
@@ -21,15 +22,15 @@ from typing import Any
 
 from jobs.data.detect import detect
 from jobs.data.formats import EncodingCheck, Sniffed, sniff
-from jobs.data.readers import read
-from jobs.data.store import ROWS, write_rows
+from jobs.data.readers import Row, read
+from jobs.data.store import ROWS, RowWriter
 from jobs.errors import UserError
 from jobs.frozen import Frozen
 from jobs.hardware import peak_resident
 from jobs.rpc import Cancelled, Request, RpcServer
 
 SUMMARY = "dataset.json"
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 _LEFT_OVER_SECONDS = 24 * 3600
 _FIRST_SAMPLE, _LATER_SAMPLE = 100, 100
 
@@ -59,7 +60,7 @@ def ingest(path: Path, filename: str, datasets: Path, report: Report) -> Ingeste
     _remove_left_over(datasets)
     folder = Path(tempfile.mkdtemp(prefix=".new-", dir=datasets))
     try:
-        original = folder / f"original.{sniffed.format.value}"
+        original = folder / f"original.{sniffed.format}"
         fingerprint = _copy(path, original, filename, sniffed, report)
         final = datasets / fingerprint
         if (final / SUMMARY).exists():
@@ -67,7 +68,7 @@ def ingest(path: Path, filename: str, datasets: Path, report: Report) -> Ingeste
         found = _store(original, filename, sniffed, folder, report)
         summary = Ingested(
             fingerprint=fingerprint,
-            format=sniffed.format.value,
+            format=sniffed.format,
             size_bytes=original.stat().st_size,
             seconds=round(time.monotonic() - began, 3),
             peak_memory=peak_resident(),
@@ -111,31 +112,24 @@ def _copy(source: Path, target: Path, filename: str, sniffed: Sniffed, report: R
 
 
 def _store(original: Path, filename: str, sniffed: Sniffed, folder: Path, report: Report) -> dict[str, Any]:
-    reading, rows = read(original, filename, sniffed)
-    chosen = random.Random(0)
-    first: list[dict[str, Any]] = []
-    later: list[dict[str, Any]] = []  # a fair sample of the rest (reservoir)
-    total = bad = good = 0
+    reading, blocks = read(original, filename, sniffed.format, sniffed.encoding)
+    sample = _Sample()
+    total = bad = 0
     reasons: list[str] = []
-    for row in write_rows(folder / ROWS, rows):
-        total += 1
-        if row.values is None:
-            bad += 1
-            if len(reasons) < 5:
-                reasons.append(f"row {row.number}: {row.problem}")
-        else:
-            good += 1
-            if len(first) < _FIRST_SAMPLE:
-                first.append(row.values)
-            elif len(later) < _LATER_SAMPLE:
-                later.append(row.values)
-            elif (place := chosen.randrange(good - _FIRST_SAMPLE)) < _LATER_SAMPLE:
-                later[place] = row.values
-        if total % 500 == 0:
+    with RowWriter(folder / ROWS) as writer:
+        for rows in blocks:
+            writer.add(rows)
+            sample.offer(rows)
+            for row in rows:
+                if row.problem:
+                    bad += 1
+                    if len(reasons) < 5:
+                        reasons.append(f"row {row.number}: {row.problem}")
+            total += len(rows)
             report(0.1 + 0.9 * reading.progress(), f"Read {total:,} rows")
     if total == 0:
         raise UserError(f"{filename} has no rows. Upload a file with at least one row below the column names.")
-    if total == 1 and first and _is_by_column(first[0]):
+    if total == 1 and sample.rows and _is_by_column(sample.rows[0]):
         raise UserError(
             f"{filename} is stored column by column, so it reads as a single row. Write one object a row and upload "
             'that (in pandas: df.to_json(path, orient="records")).'
@@ -143,7 +137,7 @@ def _store(original: Path, filename: str, sniffed: Sniffed, folder: Path, report
     if bad == total:
         raise UserError(f"None of the {total:,} rows in {filename} can be read: {'; '.join(reasons)}.")
     columns = list(reading.columns)
-    detection = detect(first + later, columns, sniffed.format)
+    detection = detect(sample.rows, columns, sniffed.format)
     notes = [*reading.notes]
     if bad:
         notes.append(f"{bad:,} {'row' if bad == 1 else 'rows'} cannot be read.")
@@ -155,6 +149,37 @@ def _store(original: Path, filename: str, sniffed: Sniffed, folder: Path, report
         "text": " ".join([detection.text, *notes]),
         "sure": detection.sure,
     }
+
+
+class _Sample:
+    """The first rows and a fair sample of the rest, by reservoir sampling with jumps (Li's algorithm L)."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._chosen = random.Random(0)
+        self._seen = 0
+        self._next = 0  # the place of the next row to take in; what stands before it is passed over
+        self._weight = 1.0
+
+    def offer(self, rows: list[Row]) -> None:
+        if self._seen + len(rows) <= self._next:
+            self._seen += len(rows)
+            return
+        for row in rows:
+            if self._seen >= self._next and row.values is not None:
+                self._take(row.values)
+            self._seen += 1
+
+    def _take(self, values: dict[str, Any]) -> None:
+        if len(self.rows) < _FIRST_SAMPLE + _LATER_SAMPLE:
+            self.rows.append(values)
+            if len(self.rows) < _FIRST_SAMPLE + _LATER_SAMPLE:
+                return
+        else:
+            self.rows[_FIRST_SAMPLE + self._chosen.randrange(_LATER_SAMPLE)] = values
+        self._weight *= math.exp(math.log(1.0 - self._chosen.random()) / _LATER_SAMPLE)
+        jump = math.log(1.0 - self._chosen.random()) / math.log1p(-self._weight)
+        self._next = self._seen + 1 + math.floor(jump)
 
 
 def _is_by_column(values: dict[str, Any]) -> bool:

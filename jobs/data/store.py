@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.data.codec import loads
 from jobs.errors import UserError
 
 if TYPE_CHECKING:
-    from jobs.data.readers import Row
+    from jobs.data.readers.base import Row
 
 ROWS = "rows.parquet"
 GROUP_ROWS = 2_000
@@ -25,42 +25,66 @@ GROUP_CHARS = 4_000_000  # a group is one unit of reading: any row is found by d
 Stored = tuple[int, dict[str, Any] | None, str | None]  # number, values, problem
 
 
-def write_rows(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
-    """Write rows to `path` as they come, handing each on. The file is complete when this is at its end."""
-    import pyarrow
-    from pyarrow import parquet
+class RowWriter:
+    """Writes rows to `path` as they come. The file is complete when the `with` block has ended without an error."""
 
-    schema = pyarrow.schema(
-        [
-            pyarrow.field("number", pyarrow.int64(), nullable=False),
-            pyarrow.field("json", pyarrow.large_string()),  # null where the row could not be read
-            pyarrow.field("problem", pyarrow.string()),  # why not
-            pyarrow.field("raw", pyarrow.string()),  # and the beginning of what stands there
-        ]
-    )
-    with parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=False, write_statistics=False) as file:
-        group: list[Row] = []
-        chars = 0
+    def __init__(self, path: Path) -> None:
+        import pyarrow
+        from pyarrow import parquet
 
-        def flush() -> None:
-            columns = [
-                [row.number for row in group],
-                [row.text for row in group],
-                [row.problem for row in group],
-                [row.raw for row in group],
+        self._schema = pyarrow.schema(
+            [
+                pyarrow.field("number", pyarrow.int64(), nullable=False),
+                pyarrow.field("json", pyarrow.large_string()),  # null where the row could not be read
+                pyarrow.field("problem", pyarrow.string()),  # why not
+                pyarrow.field("raw", pyarrow.string()),  # and the beginning of what stands there
             ]
-            file.write_batch(pyarrow.record_batch(columns, schema=schema), row_group_size=max(1, len(group)))
-            group.clear()
+        )
+        self._file = parquet.ParquetWriter(
+            path, self._schema, compression="zstd", use_dictionary=False, write_statistics=False
+        )
+        self._group: list[Row] = []
+        self._chars = 0
 
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        try:
+            if kind is None and self._group:
+                self._flush()
+        finally:
+            self._file.close()
+
+    def add(self, rows: Sequence[Row]) -> None:
+        self._group += rows
+        self._chars += sum([len(row.text) for row in rows if row.text])
+        if len(self._group) >= GROUP_ROWS or self._chars >= GROUP_CHARS:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        group = self._group
+        texts = [row.text for row in group]
+        bad = None in texts
+        columns = [
+            [row.number for row in group],
+            texts,
+            [row.problem for row in group] if bad else pyarrow.nulls(len(group), pyarrow.string()),
+            [row.raw for row in group] if bad else pyarrow.nulls(len(group), pyarrow.string()),
+        ]
+        self._file.write_batch(pyarrow.record_batch(columns, schema=self._schema), row_group_size=len(group))
+        group.clear()
+        self._chars = 0
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
+    """Write rows to `path` as they come, handing each on. The file is complete when this is at its end."""
+    with RowWriter(path) as writer:
         for row in rows:
-            group.append(row)
-            chars += len(row.text or "")
-            if len(group) >= GROUP_ROWS or chars >= GROUP_CHARS:
-                flush()
-                chars = 0
+            writer.add([row])
             yield row
-        if group:
-            flush()
 
 
 def read_rows(path: Path) -> Iterator[Stored]:
@@ -71,7 +95,7 @@ def read_rows(path: Path) -> Iterator[Stored]:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=["number", "json", "problem"], use_threads=False)
             for number, text, problem in zip(*(column.to_pylist() for column in table.columns), strict=True):
-                yield number, None if text is None else json.loads(text), problem
+                yield number, None if text is None else loads(text), problem
 
 
 def read_raw(path: Path, number: int) -> tuple[Stored, str]:
@@ -91,7 +115,7 @@ def read_raw(path: Path, number: int) -> tuple[Stored, str]:
         place = number - 1 - (ends[group - 1] if group else 0)
         row = file.read_row_group(group, use_threads=False).slice(place, 1).to_pylist()[0]
     text = row["json"]
-    return (row["number"], None if text is None else json.loads(text), row["problem"]), text or row["raw"] or ""
+    return (row["number"], None if text is None else loads(text), row["problem"]), text or row["raw"] or ""
 
 
 def count_rows(path: Path) -> int:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
-from jobs.data.formats import container_start
-from jobs.data.readers import MAX_ROW_CHARS, Reading, Row, lines, too_large
+from jobs.data.codec import loads
+from jobs.data.readers import base
+from jobs.data.readers.base import Reader, Reading, Row, too_large
+from jobs.data.readers.lines import line_blocks, text_file
 from jobs.errors import UserError
 
 _CHUNK = 1 << 18
+_BLOCK_ROWS = 500
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 _MARKS = re.compile(r'["\\\[\]{}]')
+# An object that wraps the rows: {"version": 1, "data": [...]}.
+_CONTAINER = re.compile(r'"(data|rows|train|examples|items|records|samples|dataset)"\s*:\s*\[', re.IGNORECASE)
 
 
 def as_row(value: Any) -> dict[str, Any] | None:
@@ -25,27 +31,80 @@ def as_row(value: Any) -> dict[str, Any] | None:
     return {"text": value} if isinstance(value, str) else None
 
 
-def line_rows(file: TextIO, reading: Reading) -> Iterator[Row]:
-    number = 0
-    for line_number, line, long in lines(file):
-        text = line.strip().lstrip("\ufeff")
-        if not text:
-            continue
-        number += 1
-        if long:
-            yield reading.bad(number, f"{too_large(len(line))[:-1]}; line {line_number})", text)
-            continue
+def container_start(text: str) -> int | None:
+    """Where the list of rows begins in an object that wraps it, if `text` begins with such an object."""
+    for match in _CONTAINER.finditer(text):
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            yield reading.bad(
-                number, f"it is not valid JSON ({error.msg}, line {line_number} column {error.colno})", text
-            )
-            continue
+            json.loads(text[: match.end() - 1] + "[]}")  # proves that the key stands at the top level
         except (ValueError, RecursionError):
-            yield reading.bad(number, f"it is not JSON that can be read (line {line_number})", text)
             continue
-        yield _row(reading, number, value, text)
+        return match.end() - 1
+    return None
+
+
+def json_kind(start: str, hint: str | None) -> str | None:
+    """By a file's beginning "json", "jsonl", or None where the text only happens to begin with a bracket.
+
+    `hint` is the format that the file's name promises.
+    """
+    first, _, rest = start.partition("\n")
+    try:
+        value = json.loads(first)
+    except (ValueError, RecursionError):
+        if hint == "jsonl" and not re.match(r"\[\s*\{|\{\s*\n", start):
+            return "jsonl"  # its first line is broken: a bad row, not another format
+        looks_json = re.match(r"\[\s*[\[{\"]|\{\s*\"", start) is not None
+        return "json" if hint == "json" or (looks_json and hint not in ("text", "markdown")) else None
+    if isinstance(value, dict):
+        return "jsonl" if (rest.strip() and not container_start(start)) or hint == "jsonl" else "json"
+    if isinstance(value, list):
+        if hint in ("text", "markdown", "csv", "tsv") and not any(isinstance(item, dict) for item in value):
+            return None  # "[1]" opens a text, too
+        return "jsonl" if rest.strip() else "json"
+    return None
+
+
+class JsonLines(Reader):
+    name = "jsonl"
+    label = "JSONL"
+    order = 40
+    extensions = (".jsonl", ".ndjson")
+
+    def blocks(self, path: Path, encoding: str | None, reading: Reading) -> Iterator[list[Row]]:
+        assert encoding
+        number = 0
+        for part in line_blocks(path, encoding, reading):
+            rows: list[Row] = []
+            if part.long:
+                number += 1
+                problem = f"{too_large(len(part.lines[0]))[:-1]}; line {part.first})"
+                yield [reading.bad(number, problem, part.lines[0])]
+                continue
+            for place, line in enumerate(part.lines):
+                text = line.strip()
+                try:
+                    value = loads(text)
+                except (ValueError, RecursionError):
+                    if text := text.lstrip("\ufeff").strip():
+                        number += 1
+                        rows.append(_line_again(reading, number, text, part.first + place))
+                    continue
+                number += 1
+                if type(value) is dict:
+                    rows.append(reading.good(number, value, text))
+                else:
+                    rows.append(_row(reading, number, value, text))
+            yield rows
+
+
+def _line_again(reading: Reading, number: int, text: str, line: int) -> Row:
+    """A line that is no JSON as it stands; its byte-order mark has been taken off."""
+    try:
+        return _row(reading, number, loads(text), text)
+    except json.JSONDecodeError as error:
+        return reading.bad(number, f"it is not valid JSON ({error.msg}, line {line} column {error.colno})", text)
+    except (ValueError, RecursionError):
+        return reading.bad(number, f"it is not JSON that can be read (line {line})", text)
 
 
 def _row(reading: Reading, number: int, value: Any, text: str) -> Row:
@@ -89,7 +148,27 @@ class _Buffer:
         return self._lines_gone + self.text.count("\n", 0, position) + 1
 
 
-def array_rows(file: TextIO, reading: Reading) -> Iterator[Row]:
+class JsonList(Reader):
+    name = "json"
+    label = "JSON"
+    order = 30
+    extensions = (".json",)
+
+    def blocks(self, path: Path, encoding: str | None, reading: Reading) -> Iterator[list[Row]]:
+        assert encoding
+        with text_file(path, encoding, reading) as file:
+            rows: list[Row] = []
+            chars = 0
+            for row in _elements(file, reading):
+                rows.append(row)
+                chars += len(row.text or "")
+                if len(rows) == _BLOCK_ROWS or chars > base.MAX_ROW_CHARS:
+                    yield rows
+                    rows, chars = [], 0
+            yield rows
+
+
+def _elements(file: TextIO, reading: Reading) -> Iterator[Row]:
     """The elements of a list, of the list inside an object ({"data": [...]}), or objects one after another."""
     buffer = _Buffer(file)
     mark = buffer.next_mark()
@@ -135,7 +214,7 @@ def _element(buffer: _Buffer, reading: Reading, number: int) -> Row:
         try:
             value, end = _DECODER.raw_decode(buffer.text, buffer.at)
         except (ValueError, RecursionError) as error:
-            if buffer.left <= MAX_ROW_CHARS and not buffer.ended:
+            if buffer.left <= base.MAX_ROW_CHARS and not buffer.ended:
                 buffer.more(max(_CHUNK, buffer.left))  # it may only be incomplete
                 continue
             return _skip(buffer, reading, number, error)
@@ -152,7 +231,7 @@ def _skip(buffer: _Buffer, reading: Reading, number: int, error: Exception) -> R
     message = getattr(error, "msg", "nested too deeply")
     line = buffer.line(position)
     column = position - buffer.text.rfind("\n", 0, position)
-    raw = buffer.text[buffer.at : buffer.at + MAX_ROW_CHARS // 100]
+    raw = buffer.text[buffer.at : buffer.at + base.MAX_ROW_CHARS // 100]
     broken = _broken(reading, buffer, position, message)
     if buffer.text[buffer.at] not in "[{":
         raise broken
@@ -183,7 +262,7 @@ def _skip(buffer: _Buffer, reading: Reading, number: int, error: Exception) -> R
                 depth -= 1
         if depth == 0:
             break
-    if length > MAX_ROW_CHARS:
+    if length > base.MAX_ROW_CHARS:
         return reading.bad(number, too_large(length), raw)
     return reading.bad(number, f"it is not valid JSON ({message}, line {line} column {column})", raw)
 
