@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import gradio as gr
 import pytest
+from gradio.context import LocalContext
 
 from app.actions import action_html, action_of
 from app.answers import answer_html, history_html, live_html
-from app.callbacks import Latest, guarded, query_number
+from app.callbacks import ORDER, Latest, guarded, query_number
 from app.drafts import Checks, Starts
 from app.pages.datasets import datasets_html
 from app.preflight import histogram_html, preview_html, report_html
@@ -28,8 +31,18 @@ from storage.files import Home
 EVIL = "<script>alert(1)</script> ${1+1} {{value}}"
 
 
-def request(page: str = "a", **query: str) -> Any:
-    return SimpleNamespace(session_hash=page, query_params=query)
+def request(page: str = "a", order: int | None = None, **query: str) -> Any:
+    """What a callback gets of its page; `order` is the number that the page gave the event."""
+    headers = {} if order is None else {ORDER: str(order)}
+    return SimpleNamespace(session_hash=page, query_params=query, headers=headers)
+
+
+@contextmanager
+def asked_by(page: str, order: int | None) -> Iterator[None]:
+    """Callbacks that begin in here are this event's of this page, as Gradio tells them."""
+    token = LocalContext.request.set(request(page, order))
+    yield
+    LocalContext.request.reset(token)
 
 
 def preflight(**values: Any) -> Preflight:
@@ -114,12 +127,68 @@ def test_an_unexpected_error_is_one_sentence_on_the_page_and_a_traceback_in_the_
     assert "wires crossed" in caplog.text
 
 
+def test_an_earlier_callback_that_ends_late_leaves_the_notice_to_the_later_one() -> None:
+    page, other = uuid4().hex, uuid4().hex
+    with gr.Blocks():
+        notice, elsewhere = gr.HTML(), gr.HTML()
+
+    def say(order: int | None, words: Any = None, box: gr.HTML = notice, where: str = page) -> Any:
+        @guarded(box)
+        def callback() -> dict[Any, Any]:
+            if isinstance(words, UserError):
+                raise words
+            return {} if words is None else {box: words}
+
+        with asked_by(where, order):
+            return callback()[box]
+
+    nothing = gr.skip()
+    assert say(1) == nothing  # a new page has nothing to empty
+    assert say(4, "Choose who answers.") == "Choose who answers."
+    assert say(2) == nothing  # neither emptied ...
+    assert say(3, "Kept.") == nothing  # ... nor replaced by what was asked for before
+    assert say(2, box=elsewhere) == nothing
+    assert say(2, where=other) == ""  # what stands in a page that is not known is not known either
+    assert say(5) == ""
+    assert say(6) == nothing
+    assert say(8, "Kept.") == "Kept."
+    both = say(7, UserError("The model has gone."))  # an error is never lost
+    assert both.index("The model has gone.") < both.index("Kept.")
+    assert say(None) == ""  # without a number: the newest
+
+
+def test_a_stream_says_its_words_until_a_later_callback_has_said_its_own() -> None:
+    page = uuid4().hex
+    with gr.Blocks():
+        notice = gr.HTML()
+
+    @guarded(notice)
+    def long() -> Iterator[dict[Any, Any]]:
+        yield {notice: "half"}
+        yield {}
+        yield {notice: "done"}
+
+    @guarded(notice)
+    def short() -> dict[Any, Any]:
+        return {notice: "Kept."}
+
+    with asked_by(page, 1):
+        steps = long()
+        assert next(steps) == {notice: "half"}
+    assert next(steps) == {notice: ""}
+    with asked_by(page, 2):
+        assert short() == {notice: "Kept."}
+    assert next(steps) == {notice: gr.skip()}
+
+
 def test_only_the_newest_check_of_a_page_goes_on() -> None:
     latest = Latest(remembered=2)
     first, elsewhere = latest.begin(request("a")), latest.begin(request("b"))
     assert first()
     second = latest.begin(request("a"))
     assert (first(), second(), elsewhere()) == (False, True, True)
+    later, earlier = latest.begin(request("a", 9)), latest.begin(request("a", 8))  # they overtook one another
+    assert (second(), later(), earlier()) == (False, True, False)
 
 
 @pytest.mark.parametrize(
