@@ -206,24 +206,28 @@ def build(service: Service) -> None:
         yield from check(request, base_id, length, asked=True)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
+    # Gradio's usual "once" drops what a person does while the same thing is under way: what reads the page's state
+    # runs once more afterwards, the rest runs beside it.
+    again: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
+    beside: dict[str, Any] = {**quiet, "trigger_mode": "multiple"}
     settings = [base, max_length]
     page = [top, mapping_card, shape, *role_boxes, check_card, check_all, head, notice]
     loaded = gr.on(None, show, inputs=[], outputs=[*page, base], **quiet)
-    saved = save.click(save_columns, [shape, *role_boxes], page, **quiet)
+    saved = save.click(save_columns, [shape, *role_boxes], page, **again)
     for seen in (loaded, saved):
-        seen.then(look, [row, *settings], [preview], **quiet)
-        seen.then(check_soon, settings, [report], **quiet)
+        seen.then(look, [row, *settings], [preview], **again)
+        seen.then(check_soon, settings, [report], **beside)
     changed: list[Any] = [base.input, max_length.change]  # type: ignore[attr-defined]
-    gr.on(changed, look, [row, *settings], [preview], trigger_mode="always_last", **quiet)
-    gr.on(changed, check_soon, settings, [report], trigger_mode="multiple", **quiet)
-    top.click(press, None, [top, mapping_card, left, notice], **quiet).then(
+    gr.on(changed, look, [row, *settings], [preview], **again)
+    gr.on(changed, check_soon, settings, [report], **beside)
+    top.click(press, None, [top, mapping_card, left, notice], **beside).then(
         None, left, None, js="(gone) => { if (gone) window.location.assign('datasets'); }"
     )
-    shape.input(reshape, shape, [shape, *role_boxes, notice], **quiet)
-    before.click(step(-1), [row, *settings], [row, preview], **quiet)
-    after.click(step(+1), [row, *settings], [row, preview], **quiet)
-    gr.on([row.submit, row.blur], look, [row, *settings], [preview], **quiet)
-    report.click(look_at, settings, [row, preview], **quiet)
+    shape.input(reshape, shape, [shape, *role_boxes, notice], **again)
+    before.click(step(-1), [row, *settings], [row, preview], **again)
+    after.click(step(+1), [row, *settings], [row, preview], **again)
+    gr.on([row.submit, row.blur], look, [row, *settings], [preview], **again)
+    report.click(look_at, settings, [row, preview], **beside)
     check_all.click(check_now, settings, [report], trigger_mode="once", **quiet)
 
 

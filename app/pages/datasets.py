@@ -9,7 +9,7 @@ from pathlib import Path
 import gradio as gr
 
 from app.blocks import markup
-from app.callbacks import Shown, guarded
+from app.callbacks import Latest, Shown, guarded
 from app.components import bytes_text, card, count_text, escape, page_header, progress_html, when_text
 from jobs.service import Service
 from jobs.service.datasets import DatasetView, Progress
@@ -47,21 +47,33 @@ def build(service: Service) -> None:
         with gr.Row(elem_classes="sample-files"):
             examples = [(example, _example(example)) for example in service.examples.list()]
     opened = gr.Number(visible=False)
+    latest = Latest()
 
     @guarded(notice)
-    def add(path: str | None) -> Iterator[Shown]:
-        if not path:
+    def add(request: gr.Request, path: str | None) -> Iterator[Shown]:
+        """The newest file counts: another one, or taking this one away, ends its reading."""
+        newest = latest.begin(request)
+        if not path or not newest():
             return
         yield {opened: None, status: progress_html(0, "Reading the file")}
         try:
             for news in service.datasets.add(Path(path), Path(path).name):
+                if not newest():
+                    return
                 if isinstance(news, Progress):
                     yield {status: progress_html(news.done / max(news.total, 1), news.text)}
                 else:
                     yield {status: progress_html(1, "Opening it"), opened: news.id}
         except Exception:
+            if not newest():
+                return
             yield {status: "", file: None}
             raise
+
+    @guarded(notice)
+    def take_away(request: gr.Request) -> Shown:
+        latest.begin(request)
+        return {status: ""}
 
     @guarded(notice)
     def show() -> Shown:
@@ -69,8 +81,9 @@ def build(service: Service) -> None:
 
     gr.on(None, show, inputs=[], outputs=[found, notice], show_progress="hidden", concurrency_limit=None)
     file.upload(
-        add, file, [status, notice, opened, file], show_progress="hidden", concurrency_limit=4, trigger_mode="once"
+        add, file, [status, notice, opened, file], show_progress="hidden", concurrency_limit=4, trigger_mode="multiple"
     ).then(None, opened, None, js=OPEN_DATASET)
+    file.clear(take_away, None, [status, notice], show_progress="hidden", concurrency_limit=None)
 
     def take(name: str) -> Shown:
         return {opened: service.examples.add(name).id}

@@ -80,8 +80,15 @@ def build(service: Service) -> None:
         return {**lists(), hub: "", added: note_html(text, "good")}
 
     gr.on(None, show, inputs=[], outputs=[adapters, bases, notice], show_progress="hidden", concurrency_limit=None)
-    for pressed_list in (adapters, bases):
-        pressed_list.click(press, None, [adapters, bases, notice], show_progress="hidden", concurrency_limit=None)
+    for pressed_list in (adapters, bases):  # one press after another, and none dropped: the newest list comes last
+        pressed_list.click(
+            press,
+            None,
+            [adapters, bases, notice],
+            show_progress="hidden",
+            concurrency_limit=1,
+            trigger_mode="multiple",
+        )
     gr.on([add_folder.click, folder.submit], take_folder, folder, [adapters, bases, folder, added], concurrency_limit=4)
     gr.on([add_hub.click, hub.submit], take_hub, hub, [adapters, bases, hub, added], concurrency_limit=4)
 

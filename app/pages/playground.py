@@ -14,7 +14,7 @@ import gradio as gr
 from app.actions import action_html, action_list, action_of
 from app.answers import history_html, live_html, panes_html
 from app.blocks import markup
-from app.callbacks import Shown, guarded, in_words, query_number
+from app.callbacks import Shown, guarded, query_number
 from app.components import escape, note_html, page_header, when_text
 from app.forms import Form
 from jobs.errors import UserError
@@ -113,10 +113,7 @@ def build(service: Service) -> None:
         return {chats: chats_html(service.playground.chats(also=current), current)}
 
     def warm(base_id: int | None) -> None:
-        """Someone is about to ask: load the model while they write, unless a run in progress wants the machine.
-
-        Part of opening the page and not an event of its own: one that was under way when Enter came swallowed it.
-        """
+        """Someone is about to ask: load the model while they write, unless a run in progress wants the machine."""
         if base_id and not any(run.state.active for run in service.runs.list(limit=20)):
             service.playground.warm(base_id)
 
@@ -166,21 +163,21 @@ def build(service: Service) -> None:
 
     @guarded(notice)
     def take(
-        request: gr.Request, text: str, base_id: int | None, chosen: list[str], current: int | None, *drawn: Any
+        text: str, answering: str | None, base_id: int | None, chosen: list[str], current: int | None, *drawn: Any
     ) -> Shown:
         """Before the answer: the chat exists, the box is empty again, Stop is where Send was.
 
-        Where nothing is asked, `asked` is empty, and `answer` has nothing to do.
+        `asked` holds the question until it is answered. Where nothing is taken it stays as it is, so that the `answer`
+        that follows has nothing to do, or is the one at work.
         """
         if not (text or "").strip():
-            return {asked: ""}
-        try:
-            if not base_id:
-                raise UserError("Choose a base model first.")
-            settings = sampling.read(drawn)
-            number = int(current) if current else service.playground.new_chat(base_id, read_panes(chosen), settings).id
-        except Exception as error:
-            return {asked: "", notice: in_words(error)}
+            return {}
+        if answering:
+            raise UserError("The answer before is still being written. Wait for its end, or press Stop; then ask.")
+        if not base_id:
+            raise UserError("Choose a base model first.")
+        settings = sampling.read(drawn)
+        number = int(current) if current else service.playground.new_chat(base_id, read_panes(chosen), settings).id
         return {
             asked: text.strip(),
             chat_id: number,
@@ -238,31 +235,32 @@ def build(service: Service) -> None:
         return earlier(int(current) if current else None)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
+    # What a person does while the same thing is under way: what reads the page's state runs once more afterwards
+    # (Gradio's usual "once" would drop the second press), and what says itself which button it was runs beside it.
+    again: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
+    beside: dict[str, Any] = {**quiet, "trigger_mode": "multiple"}
     talk = [heads, history, live]
     sampled = sampling.components
     gr.on(None, show, inputs=[], outputs=[*talk, chats, base, panes, chat_id, *sampled, notice], **quiet).then(
         None, None, None, js=TO_LAST_TURN
     )
-    base.input(choose_base, base, [panes, chat_id, *talk, notice], **quiet).then(None, [base, panes], None, js=NEW_CHAT)
-    gr.on([panes.input, new.click], start_over, [base, panes], [chat_id, *talk, chats, notice], **quiet).then(
+    base.input(choose_base, base, [panes, chat_id, *talk, notice], **again).then(None, [base, panes], None, js=NEW_CHAT)
+    gr.on([panes.input, new.click], start_over, [base, panes], [chat_id, *talk, chats, notice], **again).then(
         None, [base, panes], None, js=NEW_CHAT
     )
     gr.on(
         [prompt.submit, send.click],
         take,
-        [prompt, base, panes, chat_id, *sampled],
+        [prompt, asked, base, panes, chat_id, *sampled],
         [asked, chat_id, prompt, send, stop, notice],
-        trigger_mode="once",
-        **quiet,
+        **again,
     ).then(None, chat_id, None, js=TO_CHAT).then(
-        answer,
-        [asked, chat_id, *sampled],
-        [*talk, send, stop, asked, prompt, chats, notice],
-        **quiet,
+        answer, [asked, chat_id, *sampled], [*talk, send, stop, asked, prompt, chats, notice], **again
     )
     stop.click(end, chat_id, [notice], **quiet)
-    history.click(press, None, [notice], **quiet)
-    chats.click(press_chat, chat_id, [chats, notice], **quiet)
+    history.click(press, None, [notice], **beside)
+    # One at a time: the list that comes last is the newest.
+    chats.click(press_chat, chat_id, [chats, notice], **beside | {"concurrency_limit": 1})
 
 
 EMPTY = (

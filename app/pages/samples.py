@@ -10,7 +10,7 @@ import gradio as gr
 from app.actions import action_html, action_list, action_of
 from app.answers import answer_html
 from app.blocks import markup
-from app.callbacks import Shown, guarded
+from app.callbacks import Latest, Shown, guarded
 from app.components import escape, note_html, page_header, when_text
 from jobs.fields import title_of
 from jobs.inference.sampling import Sampling
@@ -29,14 +29,16 @@ def build(service: Service) -> None:
     notice = markup()
     again = markup(classes="again")
     samples = action_list()
+    latest = Latest()
 
     @guarded(notice)
     def show() -> Shown:
         return {samples: samples_html(service.playground.samples())}
 
     @guarded(notice)
-    def press(event: gr.EventData) -> Iterator[Shown]:
-        pressed = action_of(event)
+    def press(request: gr.Request, event: gr.EventData) -> Iterator[Shown]:
+        """What is pressed next ends an answer that is being made again."""
+        pressed, newest = action_of(event), latest.begin(request)
         if pressed.action == "delete":
             service.playground.delete_sample(pressed.id)
             yield {again: "", **show()}
@@ -45,6 +47,8 @@ def build(service: Service) -> None:
         yield {again: again_html(sample, "", "Starting the model")}
         last: Delta | None = None
         for news in service.playground.make_again(sample.id):
+            if not newest():
+                return
             if isinstance(news, Delta):
                 last = news
                 yield {again: again_html(sample, news.text, "Making it again")}
@@ -54,7 +58,13 @@ def build(service: Service) -> None:
 
     gr.on(None, show, inputs=[], outputs=[samples, notice], show_progress="hidden", concurrency_limit=None)
     samples.click(
-        press, None, [again, samples, notice], show_progress="hidden", concurrency_limit=None, scroll_to_output=True
+        press,
+        None,
+        [again, samples, notice],
+        show_progress="hidden",
+        concurrency_limit=None,
+        trigger_mode="multiple",
+        scroll_to_output=True,
     )
 
 

@@ -15,7 +15,9 @@
   const joined = new Set();    // events whose result is still to come
   const completed = new Set(); // events whose result came before the answer to their joining
   const encoder = new TextEncoder();
-  let order = 0, stream = null, connected = false;
+  let order = 0, stream = null, connected = false, leaving = false;
+  addEventListener("pagehide", () => { leaving = true; });
+  addEventListener("pageshow", () => { leaving = false; });
 
   window.fetch = (resource, options) => {
     const path = new URL(resource.url ?? resource, location.href).pathname;
@@ -57,6 +59,7 @@
       connected = false;
     } catch (error) { // Gradio says that the connection is lost, and reloads when the server answers again
       connected = false;
+      if (leaving) return; // the browser ended it, and nobody is there to be told
       stream = null;
       joined.clear();
       try { controller.error(error); } catch { /* the page has let go of it */ }
