@@ -1,4 +1,7 @@
-"""The loss: next-token cross entropy over the trained tokens, with logits only where one of them is predicted."""
+"""The loss: next-token cross entropy over the trained tokens, with logits only where one of them is predicted.
+
+What compares whole answers (preference tuning) takes their log-probabilities from the same logits.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,44 @@ if TYPE_CHECKING:
     import torch
 
 
-def summed_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def summed_loss(model: Any, batch: dict[str, torch.Tensor], right: list[Any] | None = None) -> torch.Tensor:
     """The sum of the batch's token losses; divide by the trained tokens of the whole step.
+
+    Where `right` is given, how many of its trained tokens the model would have chosen itself is appended for each row.
+    """
+    logits, targets = predicted(model, batch)
+    if right is not None:
+        right += ((logits.argmax(dim=-1) == targets) & (targets != IGNORED)).sum(dim=1).tolist()
+    return token_losses(logits, targets).sum()
+
+
+def answer_log_probs(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The log-probability of each row's trained tokens given those before them, summed: [rows], in 32 bits."""
+    return -token_losses(*predicted(model, batch)).sum(dim=1)
+
+
+def predicted(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [rows, kept, vocabulary] and the tokens they should predict [rows, kept].
 
     Positions at which no row of the batch trains are left out of the output head, by far the widest layer: a chat's
     prompt costs no logits.
     """
-    import torch
-
     targets = batch["labels"][:, 1:]
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if _keeps_logits(model):
         keep = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-        logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
-        targets = targets[:, keep]
-    else:
-        logits = model(**inputs, use_cache=False).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        return model(**inputs, logits_to_keep=keep, use_cache=False).logits, targets[:, keep]
+    return model(**inputs, use_cache=False).logits[:, :-1], targets
+
+
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The cross entropy of each token, 0 where it is not trained: [rows, tokens], in 32 bits."""
+    import torch
+
+    losses = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
+    return losses.view(targets.shape)
 
 
 def _keeps_logits(model: Any) -> bool:
