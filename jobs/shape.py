@@ -15,7 +15,7 @@ from typing import Any, Literal
 from jobs.errors import UserError
 from jobs.frozen import Frozen
 
-_EMBEDDINGS = ("embed", "wte", "wpe", "shared")
+_EMBEDDINGS = ("embed", "wte", "wpe", "shared", "relative_attention_bias")
 _HEADS = ("lm_head", "embed_out", "output_projection")
 # Model types that read a text as a whole and write none.
 _ENCODERS = frozenset(

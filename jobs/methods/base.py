@@ -10,10 +10,17 @@ from jobs.hardware import Hardware
 from jobs.shape import ModelShape
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
+    from jobs.methods.targets import TargetRow
+
 Quantization = Literal["none", "int8", "nf4"]  # how the frozen base is held while training
+_HELD: dict[str, Quantization] = {"full": "none", "8-bit": "int8", "4-bit": "nf4"}
+# New heads are trained, so they are never quantized; nor is the output head.
+_NOT_QUANTIZED = ["lm_head", "classifier", "score", "qa_outputs"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Method:
 
     merges: ClassVar[bool] = True  # into the base's own weights: then it costs nothing when answering
     slows_answers: ClassVar[bool] = True  # while it is not merged
+    recomputes: ClassVar[bool] = True  # trains with recomputed activations, too
     task_types: ClassVar[tuple[str, ...]] = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
     class Params(Frozen):
@@ -49,6 +57,10 @@ class Method:
         """Problems that forbid training, in the user's words; empty where there are none."""
         return []
 
+    def recommended(self, hardware: Hardware) -> bool:
+        """Whether it stands in sight on the form, where the others are behind "More methods"."""
+        return False
+
     def notes(self, params: Any, shape: ModelShape, hardware: Hardware) -> list[str]:
         """What the person should know before Start although it forbids nothing."""
         return []
@@ -57,9 +69,18 @@ class Method:
         """A rate that visibly learns on a model of this size."""
         raise NotImplementedError
 
+    def target_table(self, params: Any, shape: ModelShape) -> list[TargetRow]:
+        """The model's layers it goes to, by their real names; empty for a method that goes to none."""
+        return []
+
+    def held_memory(self, params: Any, shape: ModelShape, recompute: bool) -> int:
+        """Bytes that training holds beyond parameters, gradients and moments: frozen projections, whole-size
+        differences kept for the backward pass."""
+        return 0
+
     def quantization(self, params: Any) -> Quantization:
         """How the frozen base is held while training."""
-        return "none"
+        return _HELD[getattr(params, "base_weights", "full")]
 
     def quantization_config(self, params: Any, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
         """How transformers should load the base; None for full precision. Imports torch."""
@@ -69,21 +90,43 @@ class Method:
         from transformers import BitsAndBytesConfig
 
         if held == "int8":
-            return BitsAndBytesConfig(load_in_8bit=True)
+            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_NOT_QUANTIZED)
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=getattr(params, "double_quantization", True),
             bnb_4bit_compute_dtype=compute_dtype,
+            llm_int8_skip_modules=_NOT_QUANTIZED,  # for 4 bits, too
         )
 
     def attach(self, model: PreTrainedModel, params: Any, context: Context) -> Any:
         """The model with this method's parameters trainable and the rest frozen. Imports torch and PEFT.
 
         What comes back has PeftModel's surface as far as Graft uses it: forward, generate, `disable_adapter()`,
-        `get_base_model()`, `get_nb_trainable_parameters()`, `save_pretrained(folder)`.
+        `get_base_model()`, `get_nb_trainable_parameters()`.
         """
         raise NotImplementedError
+
+    def save(self, model: Any, folder: Path) -> None:
+        """The trained part as a folder that the playground puts on the bare base model."""
+        # "auto", the default, asks the Hub whether the embedding was resized. Graft resizes none.
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+
+    def state(self, model: Any) -> dict[str, torch.Tensor]:
+        """What a resumed run goes on from: with it, `attach` and `restore` give the model as it was.
+
+        Not what `save` writes: that is made for answering, and some methods fold there what they trained.
+        """
+        return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    def restore(self, model: Any, state: dict[str, torch.Tensor]) -> None:
+        """Put `state` back into a model that `attach` has just made."""
+        import torch
+
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, value in state.items():
+                parameters[name].copy_(value)
 
     def parameter_groups(
         self, model: Any, params: Any, learning_rate: float, weight_decay: float

@@ -1,4 +1,5 @@
-"""Checkpoints of a run: checkpoint-<step>/ with adapter/ (a PEFT folder), state/ (the loop's own) and progress.json.
+"""Checkpoints of a run: checkpoint-<step>/ with adapter/ (to answer with), state/ (to go on from: what was trained and
+the loop's own) and progress.json.
 
 A folder of that name is whole: it was written under another name and renamed. The best and the newest are kept.
 """
@@ -14,7 +15,9 @@ from typing import Any
 
 from jobs.files import whole_folder
 from jobs.frozen import Frozen
+from jobs.methods.base import Method
 
+_TRAINED = "trained.safetensors"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -44,6 +47,12 @@ class Checkpoint:
     def state(self) -> Path:
         return self.folder / "state"
 
+    def restore(self, method: Method, model: Any) -> None:
+        """Put what was trained into `model`, to which `method` has just been attached."""
+        from safetensors.torch import load_file
+
+        method.restore(model, load_file(self.state / _TRAINED))
+
     @property
     def progress(self) -> Progress:
         return Progress.model_validate_json((self.folder / "progress.json").read_bytes())
@@ -65,11 +74,15 @@ class Checkpoints:
     def newest(self) -> Checkpoint | None:
         return max(self._all(), key=lambda checkpoint: checkpoint.step, default=None)
 
-    def write(self, progress: Progress, model: Any, save_state: Callable[[Path], None]) -> Checkpoint:
+    def write(self, progress: Progress, method: Method, model: Any, save_state: Callable[[Path], None]) -> Checkpoint:
         """A whole checkpoint of this moment. `save_state` fills a folder with what the loop needs to go on."""
+        from safetensors.torch import save_file
+
         with whole_folder(self._folder / f"checkpoint-{progress.step}") as folder:
-            save_adapter(model, folder / "adapter")
+            method.save(model, folder / "adapter")
             (folder / "state").mkdir()
+            trained = {name: value.cpu().contiguous() for name, value in method.state(model).items()}
+            save_file(trained, folder / "state" / _TRAINED)
             save_state(folder / "state")
             (folder / "progress.json").write_text(progress.model_dump_json(), encoding="utf-8")
         for old in self._all():
@@ -79,19 +92,6 @@ class Checkpoints:
 
     def _all(self) -> list[Checkpoint]:
         return [Checkpoint(path) for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
-
-
-def save_adapter(model: Any, folder: Path) -> None:
-    """The adapter as a standard PEFT folder."""
-    # "auto", the default, asks the Hub whether the embedding was resized. Graft resizes none.
-    model.save_pretrained(folder, save_embedding_layers=False)
-
-
-def load_adapter(model: Any, folder: Path) -> None:
-    """Put the weights of a saved adapter into `model`, which has the same adapter attached."""
-    from peft import load_peft_weights, set_peft_model_state_dict
-
-    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
 
 
 def publish(adapter: Path, target: Path) -> None:

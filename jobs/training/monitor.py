@@ -142,6 +142,7 @@ class Monitor:
             "learning_rate": learning_rate,
             "tokens_per_second": tokens_per_second,
             "memory": float(self._job.device.memory_now()),
+            **self._job.objective.step_values(),
         }
         if grad_norm is not None and math.isfinite(grad_norm):
             values["grad_norm"] = grad_norm
@@ -185,7 +186,7 @@ class Monitor:
         return loss
 
     def _save(self, eval_loss: float | None, save_state: Callable[[Path], None]) -> None:
-        self._checkpoints.write(self.progress, self._job.model, save_state)
+        self._checkpoints.write(self.progress, self._job.method, self._job.model, save_state)
         self._saved = time.perf_counter()
         step = self.progress.step
         best = eval_loss is not None and self.progress.best_step == step

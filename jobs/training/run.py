@@ -10,6 +10,8 @@ import itertools
 import logging
 import time
 import traceback
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +29,7 @@ from jobs.spec import RunSpec
 from jobs.training import checkpoints as saved
 from jobs.training import load
 from jobs.training.checkpoints import Checkpoints, Progress
-from jobs.training.data import Row, encode_rows, split
+from jobs.training.data import Row, encode_rows, rows_taken, split
 from jobs.training.failures import reason
 from jobs.training.loop import Job, TrainingLoop
 from jobs.training.monitor import Ended, Monitor, StopRequest
@@ -133,6 +135,17 @@ class Attempt:
             method.quantization_config(params, device.dtype),
             device,
         )
+        taken = rows_taken(train, spec.training, total_steps)
+        prepared = task.prepare(
+            model,
+            taken,
+            validation,
+            setting,
+            device=device,
+            batch_size=spec.training.batch_size,
+            progress=self._teller("Reading with the base model"),
+        )
+        setting = replace(setting, prepared=prepared)
         self._say(f"Attaching {method.label}")
         set_seed(spec.training.seed)
         model = method.attach(model, params, Context(task.peft_task_type, total_steps, spec.base_model.source))
@@ -142,7 +155,7 @@ class Attempt:
         newest = checkpoints.newest()
         if newest:
             self._say(f"Going on after step {newest.step:,}")
-            saved.load_adapter(model, newest.adapter)
+            newest.restore(method, model)
         job = Job(
             spec=spec,
             folder=self._files.checkpoints,
@@ -163,20 +176,27 @@ class Attempt:
     def _rows(self, spec: RunSpec, task: tasks.Task, tokenizer: Any) -> tuple[list[Row], list[Row], int]:
         total = count_rows(spec.dataset.rows)
         self._say(f"Preparing {total:,} rows")
-        told = time.monotonic()
-
-        def progress(done: int) -> None:
-            nonlocal told
-            self._give_up_if_asked()
-            if time.monotonic() - told > _TELL_SECONDS:
-                told = time.monotonic()
-                self._say(f"Preparing {total:,} rows: {done:,} done")
-
-        rows, left_out = encode_rows(spec, task, tokenizer, read_rows(spec.dataset.rows), progress)
+        tell = self._teller("Preparing")
+        rows, left_out = encode_rows(
+            spec, task, tokenizer, read_rows(spec.dataset.rows), lambda done: tell(done, total)
+        )
         count = spec.training.validation_rows(len(rows))
         train, validation = split(rows, count, spec.training.seed)
         logger.info("%d rows to train on, %d for validation, %d left out", len(train), len(validation), left_out)
         return train, validation, left_out
+
+    def _teller(self, doing: str) -> Callable[[int, int], None]:
+        """Called with how many of how many rows are done: says so now and then. Raises _Stopped where asked to."""
+        told = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal told
+            self._give_up_if_asked()
+            if time.monotonic() - told > _TELL_SECONDS:
+                told = time.monotonic()
+                self._say(f"{doing} {total:,} rows: {done:,} done")
+
+        return progress
 
     def _early_before(self, job: Job) -> bool:
         """Whether an earlier attempt ended early and was killed before it could say so."""

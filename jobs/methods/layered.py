@@ -1,0 +1,90 @@
+"""What every method on linear layers shares: the count, the checks, the table and the way into PEFT.
+
+A method adds how many parameters it puts beside one layer and its PEFT config. Here too: how the frozen base is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from jobs.frozen import Frozen
+from jobs.hardware import Hardware
+from jobs.methods.base import Context, Method
+from jobs.methods.targets import TargetRow, linears_of, table, target_problems, targeted
+from jobs.shape import LinearModule, ModelShape
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+
+class BaseWeights(Frozen):
+    """How the frozen base is held; mixed into the Params of methods that PEFT has for bitsandbytes' layers."""
+
+    base_weights: Literal["full", "8-bit", "4-bit"] = Field(
+        "full",
+        title="Base weights",
+        description="How the frozen base is held. On a GPU 8-bit halves its memory and 4-bit quarters it; both slower.",
+        json_schema_extra={"labels": {"full": "Full precision", "8-bit": "8-bit", "4-bit": "4-bit (NF4)"}},
+    )
+    double_quantization: bool = Field(
+        True,
+        title="Double quantization",
+        description="For 4-bit: compresses the scales too. Saves about 0.4 bits a parameter at no visible cost.",
+        json_schema_extra={"advanced": True},
+    )
+
+
+class LayerMethod(Method):
+    """A method that puts something beside chosen linear layers; its Params are TargetParams and more."""
+
+    transposed: ClassVar[bool] = True  # also beside GPT-2's layers, which keep their weights the other way round
+
+    def added(self, params: Any, module: LinearModule) -> int:
+        """Trainable parameters beside one layer."""
+        raise NotImplementedError
+
+    def config(self, params: Any, target_modules: list[str], context: Context) -> PeftConfig:
+        """PEFT's config for these layers, by their names in the loaded model. Imports PEFT."""
+        raise NotImplementedError
+
+    def modules(self, params: Any, linears: Sequence[LinearModule]) -> list[LinearModule]:
+        """The layers it goes to, of all that the model has."""
+        return targeted(params, linears)
+
+    def trainable(self, params: Any, shape: ModelShape) -> int:
+        return sum(self.added(params, module) for module in self.modules(params, shape.linears))
+
+    def target_table(self, params: Any, shape: ModelShape) -> list[TargetRow]:
+        return table((module, self.added(params, module)) for module in self.modules(params, shape.linears))
+
+    def check(self, params: Any, shape: ModelShape, hardware: Hardware) -> list[str]:
+        if not self.transposed and shape.model_type == "gpt2":
+            return [
+                f"You chose {self.label}, but it cannot work on GPT-2's layers, which keep their weights the other way "
+                "round. Choose LoRA, or another base model."
+            ]
+        return target_problems(params, shape)
+
+    def notes(self, params: Any, shape: ModelShape, hardware: Hardware) -> list[str]:
+        if self.quantization(params) == "none" or hardware.device == "cuda":
+            return []
+        return [
+            f"{self.label} on a quantized base works on this CPU, but saves nothing here: the whole model is loaded "
+            "before it is quantized, and it computes in 32 bits, somewhat slower. Choose it for a GPU; on a CPU choose "
+            "full precision."
+        ]
+
+    def attach(self, model: PreTrainedModel, params: Any, context: Context) -> Any:
+        from peft import get_peft_model
+
+        names = [module.name for module in self.modules(params, linears_of(model))]
+        if self.quantization(params) != "none":
+            from peft import prepare_model_for_kbit_training
+
+            # Recomputation is the trainer's choice, not this call's.
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        return get_peft_model(model, self.config(params, names, context))  # type: ignore[arg-type]
