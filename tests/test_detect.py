@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from jobs.data.columns import Shape
+from jobs.data.columns import ABSENT, ROLES, Mapping, Shape, column_paths, value_at, with_value
 from jobs.data.conversation import conversation
 from jobs.data.detect import Detection, columns_for, detect
+from jobs.data.values import check_row, extract_of, labels_of, score_of, tagged
 from jobs.errors import RowProblem
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
@@ -49,7 +50,77 @@ def seen(row: dict[str, Any], rows: int = 20) -> Detection:
         ({"user": "a", "assistant": "b"}, "prompt", {"prompt": "user", "completion": "assistant"}),
         ({"UserMessage": "a", "bot_response": "b"}, "prompt", {"prompt": "UserMessage", "completion": "bot_response"}),
         ({"Context": "a", "Response": "b"}, "prompt", {"prompt": "Context", "completion": "Response"}),
-        ({"article": "a", "summary": "b"}, "prompt", {"prompt": "article", "completion": "summary"}),
+        ({"article": "a", "summary": "b"}, "rewrite", {"source": "article", "target": "summary"}),
+        ({"document": "a", "highlights": "b", "id": "1"}, "rewrite", {"source": "document", "target": "highlights"}),
+        ({"src": "a", "tgt": "b"}, "rewrite", {"source": "src", "target": "tgt"}),
+        ({"English": "a", "German": "b"}, "rewrite", {"source": "English", "target": "German"}),
+        (
+            {"translation": {"en": "a", "de": "b"}},
+            "rewrite",
+            {"source": "translation.en", "target": "translation.de"},
+        ),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c"},
+            "preference",
+            {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+        ),
+        (
+            {"chosen": CHAT, "rejected": [CHAT[0], {"role": "assistant", "content": "no"}]},
+            "preference",
+            {"chosen": "chosen", "rejected": "rejected"},
+        ),
+        (
+            {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": [{"role": "assistant", "content": "no"}]},
+            "preference",
+            {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+        ),
+        (
+            {"chosen": "\n\nHuman: hi\n\nAssistant: hello", "rejected": "\n\nHuman: hi\n\nAssistant: no"},
+            "preference",
+            {"chosen": "chosen", "rejected": "rejected"},
+        ),
+        (
+            {"prompt": "a", "completion": "b", "label": True},
+            "feedback",
+            {"prompt": "prompt", "completion": "completion", "label": "label"},
+        ),
+        (
+            {"question": "a", "answer": "b", "feedback": "thumbs_down"},
+            "feedback",
+            {"prompt": "question", "completion": "answer", "label": "feedback"},
+        ),
+        ({"text": "a review", "label": "good"}, "labelled", {"text": "text", "label": "label"}),
+        ({"tweet": "a review", "labels": ["joy", "love"]}, "labelled", {"text": "tweet", "label": "labels"}),
+        ({"text": "a review", "label": 1, "label_text": "good"}, "labelled", {"text": "text", "label": "label_text"}),
+        (
+            {"premise": "a", "hypothesis": "b", "label": 2, "idx": 4},
+            "labelled",
+            {"text": "premise", "text_pair": "hypothesis", "label": "label"},
+        ),
+        ({"text": "a review", "label": 0.25}, "scored", {"text": "text", "score": "label"}),
+        (
+            {"sentence1": "a", "sentence2": "b", "score": "4.5"},
+            "scored",
+            {"text": "sentence1", "text_pair": "sentence2", "score": "score"},
+        ),
+        ({"review": "a", "rating": 4}, "scored", {"text": "review", "score": "rating"}),
+        (
+            {"id": "0", "tokens": ["EU", "rejects"], "pos_tags": [1, 2], "ner_tags": [3, 0]},
+            "tagged",
+            {"tokens": "tokens", "tags": "ner_tags"},
+        ),
+        ({"words": "EU rejects", "tags": "B-ORG O"}, "tagged", {"tokens": "words", "tags": "tags"}),
+        ({"tokens": "['EU', 'rejects']", "tags": "['B-ORG', 'O']"}, "tagged", {"tokens": "tokens", "tags": "tags"}),
+        (
+            {"id": "5", "context": "the fox ran", "question": "who", "answers": {"text": ["fox"], "answer_start": [4]}},
+            "extractive",
+            {"question": "question", "context": "context", "answers": "answers"},
+        ),
+        (
+            {"context": "the fox ran", "question": "who", "answer": "the fox"},
+            "extractive",
+            {"question": "question", "context": "context", "answers": "answer"},
+        ),
         (
             {"system_prompt": "s", "question": "a", "response": "b"},
             "prompt",
@@ -74,8 +145,36 @@ def test_usual_columns_are_known_without_asking(row: dict[str, Any], shape: str,
 
 def test_what_was_seen_is_said_in_one_sentence() -> None:
     assert seen({"messages": CHAT}).text == (
-        'Chat: the column "messages" holds conversations with roles; 20 of 20 sampled rows fit.'
+        'Chat: the column "messages" holds conversations with roles; 20 of 20 sampled rows fit: certain.'
     )
+
+
+def test_how_sure_it_is_and_the_runner_up_are_said() -> None:
+    chat = [{"messages": CHAT}] * 18 + [{"messages": None}] * 2
+    assert "18 of 20 sampled rows fit: likely." in detect(chat, ["messages"], "jsonl").text
+    stars = seen({"review": "a fine book", "stars": 4, "label": "good"})
+    assert stars.certainty == "certain" and stars.mapping and stars.mapping.shape is Shape.LABELLED
+    both = seen({"context": "the fox ran", "question": "who", "answer": "the fox"})
+    assert both.runner_up and both.runner_up.shape is Shape.INSTRUCTION
+    assert both.text.endswith("It could also be: instruction and answer.")
+
+
+def test_labels_in_one_cell_are_told_apart_by_what_stands_between_them() -> None:
+    cells = ["joy|love", "love", "fear|joy", "fear"]
+    found = detect([{"text": "some words", "emotions": cell} for cell in cells], ["text", "emotions"], "csv").mapping
+    assert found and found.separator == "|"
+    assert labels_of({"emotions": " joy | love"}, found) == ("joy", "love")
+    alone = detect(
+        [{"text": "words", "label": cell} for cell in ("Paris, France", "Rome, Italy")], ["text", "label"], "csv"
+    )
+    assert alone.mapping and alone.mapping.separator == ""
+
+
+def test_a_column_of_few_short_words_is_a_label_whatever_its_name() -> None:
+    rows = [{"what": f"a long text about number {n}", "how": ("loud", "quiet")[n % 2]} for n in range(40)]
+    found = detect(rows, ["what", "how"], "csv")
+    assert found.mapping == Mapping(shape=Shape.LABELLED, columns={"text": "what", "label": "how"})
+    assert found.certainty == "likely"
 
 
 @pytest.mark.parametrize(
@@ -83,8 +182,6 @@ def test_what_was_seen_is_said_in_one_sentence() -> None:
     [
         ({"left": "some words", "right": "other words"}, "prompt"),
         ({"thing": "some words"}, "text"),
-        ({"text": "a review", "label": "good"}, "text"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "prompt"),
     ],
 )
 def test_doubt_is_a_guess_filled_in_and_not_sure(row: dict[str, Any], shape: str) -> None:
@@ -191,3 +288,101 @@ def test_the_other_input_stands_below_the_instruction_where_there_is_one() -> No
 def test_another_shape_gets_its_own_guess(shape: Shape, columns: dict[str, str]) -> None:
     rows = [{"id": "a1", "question": "What is a buoy?", "answer": "A mark."}]
     assert columns_for(shape, ["id", "question", "answer"], rows) == columns
+
+
+def mapped(shape: Shape, **columns: str) -> Mapping:
+    return Mapping(shape=shape, columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [("spam ", ("spam",)), (3, ("3",)), (3.0, ("3",)), (True, ("true",)), (["a", " b", "a"], ("a", "b")), ([], ())],
+)
+def test_labels_are_taken_as_people_write_them(cell: Any, labels: tuple[str, ...]) -> None:
+    assert labels_of({"label": cell}, mapped(Shape.LABELLED, text="text", label="label")) == labels
+
+
+def test_an_answer_is_found_in_its_passage_also_where_its_place_was_miscounted() -> None:
+    mapping = mapped(Shape.EXTRACTIVE, question="q", context="c", answers="a")
+    row = {"q": "who?", "c": "a fox and a fox", "a": {"text": ["fox", "a fox"], "answer_start": [11, 10]}}
+    assert extract_of(row, mapping).answers == (("fox", 12), ("a fox", 10))
+    assert extract_of({**row, "a": "fox"}, mapping).answers == (("fox", 2),)
+    assert extract_of({**row, "a": "{'text': ['fox'], 'answer_start': [12]}"}, mapping).answers == (("fox", 12),)
+    assert extract_of({**row, "a": {"text": [], "answer_start": []}}, mapping).answers == ()
+    with pytest.raises(RowProblem, match=r"its answer does not stand in its passage \('dog'\)"):
+        extract_of({**row, "a": "dog"}, mapping)
+
+
+@pytest.mark.parametrize(
+    ("shape", "row", "reason"),
+    [
+        (Shape.SCORED, {"text": "a", "score": "high"}, "its 'score' is not a number ('high')"),
+        (Shape.SCORED, {"text": "a", "score": float("nan")}, "its 'score' is not a number ('nan')"),
+        (Shape.LABELLED, {"text": "a", "label": {"a": 1}}, "its 'label' is not a label (an object)"),
+        (Shape.LABELLED, {"text": "a", "label": " "}, "its 'label' is empty"),
+        (Shape.LABELLED, {"text": "a"}, "it has no 'label'"),
+        (
+            Shape.TAGGED,
+            {"tokens": ["a", "b"], "tags": ["O"]},
+            "it has not one tag for each word (2 words, 1 tags)",
+        ),
+        (Shape.TAGGED, {"tokens": [["a"]], "tags": ["O"]}, "its 'tokens' is not a list of words (a list)"),
+        (
+            Shape.PREFERENCE,
+            {"chosen": "a", "rejected": "b"},
+            "it has no prompt, and its two answers do not begin alike",
+        ),
+    ],
+)
+def test_a_row_that_is_not_what_its_columns_say_tells_why(shape: Shape, row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RowProblem) as raised:
+        check_row(
+            row,
+            Mapping(shape=shape, columns={role: role for role in ROLES[shape] if role in row or ROLES[shape][role]}),
+        )
+    assert str(raised.value) == reason
+
+
+def test_scores_and_tags_come_as_numbers_and_words() -> None:
+    assert score_of({"s": "4.5"}, mapped(Shape.SCORED, text="t", score="s")) == 4.5
+    mapping = mapped(Shape.TAGGED, tokens="w", tags="t")
+    assert tagged({"w": ["EU", "and"], "t": [3, 0]}, mapping) == (["EU", "and"], ["3", "0"])
+    assert tagged({"w": "EU and", "t": "['B-ORG', 'O']"}, mapping) == (["EU", "and"], ["B-ORG", "O"])
+
+
+def test_a_column_may_be_a_path_into_one_that_holds_objects() -> None:
+    row = {"translation": {"en": "a fox", "de": "ein Fuchs"}, "x.y": 1}
+    assert value_at(row, "translation.de") == "ein Fuchs" and value_at(row, "x.y") == 1
+    assert value_at(row, "translation.fr") is ABSENT
+    assert with_value(row, "translation.de", "?")["translation"] == {"en": "a fox", "de": "?"}
+    assert row["translation"]["de"] == "ein Fuchs"
+    assert column_paths([row], ["translation", "x.y"]) == ["translation", "translation.en", "translation.de", "x.y"]
+    assert columns_for(Shape.REWRITE, ["translation"], [row]) == {
+        "source": "translation.en",
+        "target": "translation.de",
+    }
+
+
+CALL = {"name": "weather", "arguments": '{"city": "Rome"}'}
+CALLED = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}]
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": CALL}]},
+        {"role": "assistant", "content": "", "function_call": CALL},
+        {"from": "function_call", "value": json.dumps(CALL)},
+    ],
+)
+def test_tool_calls_of_every_kind_are_one(turn: dict[str, Any]) -> None:
+    assert MESSAGES
+    found = conversation({"messages": [CHAT[0], turn, {"from": "observation", "value": "fine"}, CHAT[1]]}, MESSAGES)
+    calls = [{key: value for key, value in call.items() if key != "id"} for call in found[1]["tool_calls"]]
+    assert calls == CALLED and [turn["role"] for turn in found] == ["user", "assistant", "tool", "assistant"]
+
+
+def test_an_answer_may_say_that_it_is_not_trained() -> None:
+    assert MESSAGES
+    found = conversation({"messages": [*CHAT, CHAT[0], {**CHAT[1], "weight": 0}]}, MESSAGES)
+    assert [turn.get("weight") for turn in found] == [None, None, None, 0]
