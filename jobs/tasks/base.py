@@ -5,7 +5,7 @@ well the model does it. One class a task; what only some tasks share stands in a
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,23 +14,47 @@ from jobs.data.columns import Mapping, Shape
 from jobs.data.rendering import Rendered
 from jobs.errors import RowProblem, UserError
 from jobs.frozen import Frozen
-from jobs.shape import ModelShape
+from jobs.shape import Family, ModelShape
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+    from jobs.tasks.predictions import Prediction
     from jobs.training.data import Row
+    from jobs.training.load import Device
     from jobs.training.objective import Setting
 
 # What stands at a model's end: transformers' Auto class for it, and PEFT's word.
 Head = Literal["causal", "seq2seq", "sequence", "token", "span"]
+READERS: tuple[Head, ...] = ("sequence", "token", "span")  # heads that are new: they read, and write nothing
 HEADS: dict[Head, tuple[str, str]] = {
     "causal": ("AutoModelForCausalLM", "CAUSAL_LM"),
     "seq2seq": ("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
     "sequence": ("AutoModelForSequenceClassification", "SEQ_CLS"),
     "token": ("AutoModelForTokenClassification", "TOKEN_CLS"),
     "span": ("AutoModelForQuestionAnswering", "QUESTION_ANS"),
+}
+_FAMILIES: dict[Head, tuple[Family, ...]] = {
+    "causal": ("decoder",),
+    "seq2seq": ("encoder-decoder",),
+    "sequence": ("encoder", "decoder"),
+    "token": ("encoder", "decoder"),
+    "span": ("encoder", "decoder"),
+}
+_ENCODER_WRITES_NOT = (
+    "this base model is an encoder: it reads texts and writes none. Choose a model that writes, such as "
+    "SmolLM2-135M-Instruct, or one of the tasks that classify, tag or find answers."
+)
+_READER = "Choose an encoder, such as all-MiniLM-L6-v2, or a decoder, such as SmolLM2-135M-Instruct."
+_CANNOT: dict[tuple[Head, Family], str] = {
+    ("causal", "encoder"): _ENCODER_WRITES_NOT,
+    ("causal", "encoder-decoder"): "this base model turns one text into another and does not write one on. Choose a "
+    "decoder, such as SmolLM2-135M-Instruct, or the task that translates and summarizes.",
+    ("seq2seq", "encoder"): _ENCODER_WRITES_NOT,
+    ("seq2seq", "decoder"): "this base model is a decoder, which has no part of its own for the source text. Choose a "
+    "model with encoder and decoder, such as T5, or the task Chat.",
+    **{(head, "encoder-decoder"): f"this base model turns one text into another. {_READER}" for head in READERS},
 }
 
 
@@ -47,6 +71,7 @@ class Encoded:
     trained: list[bool]
     untrained_answers: int = 0  # answers that the model's template hides from the loss
     second: Encoded | None = None  # a pair's other text: the rejected answer, the text that a source is turned into
+    types: list[int] | None = None  # 0 or 1: to which of a pair of texts in one sequence each token belongs
     target: Any = None  # what a head learns, as JSON holds it: a label, several, a number, a tag for each token
 
     def cut(self, max_length: int) -> Encoded:
@@ -88,8 +113,12 @@ class Task:
     help: ClassVar[str] = ""
     order: ClassVar[int] = 100
     shapes: ClassVar[tuple[Shape, ...]] = ()
+    borrowed: ClassVar[tuple[Shape, ...]] = ()  # of `shapes`: those that another task is made for
     head: ClassVar[Head] = "causal"
     talks: ClassVar[bool] = True  # what it trains answers in a chat; else it has a playground of its own
+
+    rate_scale: ClassVar[float] = 1.0  # what its learning rate is of the method's usual one
+    follows_steps: ClassVar[bool] = False  # whether `step_values` has something to tell
 
     class Params(Frozen):
         """The settings of this task."""
@@ -115,7 +144,9 @@ class Task:
 
     def check_model(self, params: Any, shape: ModelShape) -> list[str]:
         """Why a model of this kind cannot do the task; empty where it can."""
-        return []
+        if shape.family in _FAMILIES[self.head]:
+            return []
+        return [f"You set the task to {self.label}, but {_CANNOT[self.head, shape.family]}"]
 
     def head_parameters(self, params: Any, shape: ModelShape, labels: int) -> int:
         """Parameters of a new head for so many labels, trained whatever the method; 0 where the model has its own."""
@@ -126,6 +157,12 @@ class Task:
     ) -> Rendered:
         """One row's values as the text that is tokenised, and which of it is trained. Raises RowProblem."""
         raise NotImplementedError
+
+    def texts(
+        self, row: dict[str, Any], mapping: Mapping, tokenizer: PreTrainedTokenizerBase, params: Any
+    ) -> tuple[Rendered, ...]:
+        """As `render`, for tasks whose rows are two texts: the second becomes `Encoded.second`."""
+        return (self.render(row, mapping, tokenizer, params),)
 
     adds_special_tokens: ClassVar[bool] = False  # whether the tokenizer adds its own around `render`'s text
 
@@ -148,16 +185,17 @@ class Task:
                 "This model's tokenizer does not say which characters its tokens stand for, so Graft cannot tell "
                 "which to train. Choose a model that has a tokenizer.json."
             )
-        results: list[Encoded | RowProblem] = []
+        results: list[int | RowProblem] = []  # how many texts a row has
         rendered: list[Rendered] = []
         for row in rows:
             try:
-                rendered.append(self.render(row, mapping, tokenizer, params))
-                results.append(_PENDING)
+                texts = self.texts(row, mapping, tokenizer, params)
+                rendered += texts
+                results.append(len(texts))
             except RowProblem as problem:
                 results.append(problem)
         if not rendered:
-            return results
+            return [result for result in results if isinstance(result, RowProblem)]
         batch = tokenizer(
             [item.text for item in rendered],
             add_special_tokens=self.adds_special_tokens,
@@ -170,7 +208,14 @@ class Task:
             _encoded(item, ids, offsets, tokenizer.eos_token_id if self.adds_special_tokens else None)
             for item, ids, offsets in zip(rendered, batch["input_ids"], batch["offset_mapping"], strict=True)
         )
-        return [next(encoded) if result is _PENDING else result for result in results]
+        return [
+            result
+            if isinstance(result, RowProblem)
+            else next(encoded)
+            if result == 1
+            else replace(next(encoded), second=next(encoded))
+            for result in results
+        ]
 
     def cut(self, encoded: Encoded, max_length: int) -> Encoded:
         """What training uses of a row: its first `max_length` tokens. Raises RowProblem where none is left to learn."""
@@ -185,9 +230,47 @@ class Task:
         """What the head tells apart, in its order, from every row of the dataset; empty without such a head."""
         return ()
 
-    def head_config(self, params: Any, labels: tuple[str, ...]) -> dict[str, Any]:
+    def facts(self, rows: Iterable[Row], params: Any) -> dict[str, Any]:
+        """What else of the whole dataset the head must know, as JSON holds it: the mean of what it predicts, how
+        often each label comes. Kept with the adapter."""
+        return {}
+
+    def head_config(self, setting: Setting) -> dict[str, Any]:
         """What `from_pretrained` must be told of the head: id2label, problem_type, ..."""
         return {}
+
+    def target_text(self, encoded: Encoded, params: Any) -> str:
+        """What a head learns of the row, in words; empty where the text itself is what is learned."""
+        return ""
+
+    def target_labels(self, encoded: Encoded) -> Sequence[str]:
+        """The labels that a row carries, each time it does: how balanced a dataset is comes from counting them."""
+        return ()
+
+    def check_labels(self, params: Any, counts: dict[str, int], rows: int) -> tuple[list[str], list[str]]:
+        """(problems that forbid training, what is worth knowing) of the labels that so many rows carry."""
+        return [], []
+
+    def sequences(self, mapping: Mapping) -> int:
+        """How many texts of the maximum length one row puts through the model at once, for the estimate."""
+        return 1
+
+    def prepare(
+        self,
+        model: Any,
+        train: Sequence[Row],
+        validation: Sequence[Row],
+        setting: Setting,
+        *,
+        device: Device,
+        batch_size: int,
+        progress: Callable[[int, int], None],
+    ) -> Any:
+        """What the task keeps as `Setting.prepared`: what it must know of the untrained model, before a method is
+        attached to it, or of all rows. `train` holds those that the run will see. `progress` is told how many of how
+        many rows are done; it may raise to end it.
+        """
+        return None
 
     def items(self, row: Row) -> int:
         """How many trained items a row adds to the mean that the loss is: its trained tokens, or 1."""
@@ -208,12 +291,26 @@ class Task:
 
         return summed_loss(model, batch)
 
+    def step_values(self, predictions: list[Any]) -> dict[str, float]:
+        """Measures of one step's own rows, from what `loss` appended for them; only where `follows_steps`."""
+        return {}
+
     def score(self, loss: float, predictions: list[Any], rows: Sequence[Row], setting: Setting) -> Scores:
         """The validation rows' measures, from the mean loss and what `loss` predicted for each."""
         return Scores(loss)
 
+    inputs: ClassVar[dict[str, bool]] = {}  # what `predict` is given, by name, and whether it must be
 
-_PENDING = RowProblem("not tokenised yet")
+    def predict(self, model: Any, inputs: Sequence[dict[str, str]], setting: Setting) -> list[Prediction]:
+        """What a trained model says of each input. `model` stands in eval mode, on its device.
+
+        Raises UserError for an input that cannot be used.
+        """
+        raise NotImplementedError
+
+    def baseline(self, setting: Setting) -> Prediction | None:
+        """What could be said without looking at the input: the most frequent label, the mean."""
+        return None
 
 
 def _encoded(item: Rendered, ids: list[int], offsets: list[tuple[int, int]], end_token: int | None) -> Encoded:

@@ -74,12 +74,21 @@ class Checkpoints:
     def newest(self) -> Checkpoint | None:
         return max(self._all(), key=lambda checkpoint: checkpoint.step, default=None)
 
-    def write(self, progress: Progress, method: Method, model: Any, save_state: Callable[[Path], None]) -> Checkpoint:
-        """A whole checkpoint of this moment. `save_state` fills a folder with what the loop needs to go on."""
+    def write(
+        self,
+        progress: Progress,
+        method: Method,
+        model: Any,
+        save_state: Callable[[Path], None],
+        complete: Callable[[Path], None] = lambda folder: None,
+    ) -> Checkpoint:
+        """A whole checkpoint of this moment. `save_state` fills a folder with what the loop needs to go on; `complete`
+        adds to the adapter's folder what the method knows nothing of."""
         from safetensors.torch import save_file
 
         with whole_folder(self._folder / f"checkpoint-{progress.step}") as folder:
             method.save(model, folder / "adapter")
+            complete(folder / "adapter")
             (folder / "state").mkdir()
             trained = {name: value.cpu().contiguous() for name, value in method.state(model).items()}
             save_file(trained, folder / "state" / _TRAINED)

@@ -17,7 +17,7 @@ import numpy as np
 
 from jobs.data.store import Stored
 from jobs.errors import RowProblem, UserError
-from jobs.spec import RunSpec
+from jobs.spec import RunSpec, TrainingParams
 from jobs.tasks.base import Encoded, Task
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Row:
     trained: np.ndarray  # bool
     second: Row | None = None  # a pair's other text (jobs.tasks.base.Encoded)
     target: Any = None  # what a head learns
+    types: np.ndarray | None = None  # int8: to which of a pair of texts a token belongs
 
     def __len__(self) -> int:
         return len(self.input_ids) + (len(self.second) if self.second else 0)
@@ -92,6 +93,7 @@ def _as_row(number: int, encoded: Encoded) -> Row:
         np.array(encoded.trained, dtype=np.bool_),
         _as_row(number, encoded.second) if encoded.second else None,
         encoded.target,
+        None if encoded.types is None else np.array(encoded.types, dtype=np.int8),
     )
 
 
@@ -122,6 +124,12 @@ def split(rows: Sequence[Row], count: int, seed: int) -> tuple[list[Row], list[R
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     """The order in which an epoch sees `count` rows."""
     return np.random.default_rng((seed, epoch)).permutation(count).tolist()
+
+
+def rows_taken(rows: Sequence[Row], training: TrainingParams, steps: int) -> list[Row]:
+    """Those of `rows` that the run's steps will see: all, but where it ends within its first epoch."""
+    count = min(len(rows), steps * training.batch_size * training.gradient_accumulation)
+    return [rows[index] for index in epoch_order(len(rows), training.seed, 0)[:count]]
 
 
 def in_batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+_LAYER = re.compile(r"\.\d+\.")  # in the name of a parameter that belongs to a numbered layer
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,12 @@ def load_tokenizer(base: BaseModelRef) -> PreTrainedTokenizerBase:
 
 def load_model(
     base: BaseModelRef, auto_class: str, head: dict[str, Any], quantization: BitsAndBytesConfig | None, device: Device
-) -> PreTrainedModel:
-    """The base model on its device with the task's head, held as the method wants it. Weights from safetensors only.
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The base model on its device with the task's head, held as the method wants it, and the names of the parameters
+    that the base model's files do not have. Weights from safetensors only.
 
-    `head` is what the model's config must say of the head. A new head's weights are drawn from torch's random state.
+    `head` is what the model's config must say of the head. What is new is drawn from torch's random state.
+    Raises UserError where more than a head is new.
     """
     import transformers
     from transformers.utils import logging as transformers_logging
@@ -89,7 +93,7 @@ def load_model(
     _check_folder(base)
     # On a CPU without quantization the plain path: device_map would only wrap the modules in hooks.
     placement = {"": str(device.name)} if device.is_cuda or quantization else None
-    model = getattr(transformers, auto_class).from_pretrained(
+    model, found = getattr(transformers, auto_class).from_pretrained(
         base.source,
         revision=base.revision,
         dtype=device.dtype,
@@ -97,10 +101,34 @@ def load_model(
         trust_remote_code=False,
         quantization_config=quantization,
         device_map=placement,
+        key_mapping=_renamed(base, auto_class),
+        output_loading_info=True,
         **head,
     )
+    new = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if any(_LAYER.search(name) for name in new):
+        raise UserError(
+            f"The files of {base.name} do not hold the weights of {type(model).__name__}: {len(new):,} parameters are "
+            f"missing, among them {next(name for name in new if _LAYER.search(name))}. Choose another base model or task."
+        )
     model.config.use_cache = False  # training keeps no key-value cache; generation asks for its own
-    return model
+    return model, tuple(new)
+
+
+def _renamed(base: BaseModelRef, auto_class: str) -> dict[str, str] | None:
+    """Some question-answering decoders of transformers name their body otherwise than the files do, and would load it,
+    without an error, as random numbers."""
+    import transformers
+
+    if auto_class != "AutoModelForQuestionAnswering":
+        return None
+    config = transformers.AutoConfig.from_pretrained(base.source, revision=base.revision, trust_remote_code=False)
+    try:
+        own = transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)].base_model_prefix
+    except KeyError:
+        raise UserError(f"{base.name} ({config.model_type}) has no question-answering form in transformers.") from None
+    files = transformers.MODEL_MAPPING[type(config)].base_model_prefix
+    return None if own == files else {rf"^{files}\.": f"{own}."}
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from jobs.card import AdapterCard
 from jobs.methods.base import Method
 from jobs.spec import RunSpec
+from jobs.training import heads
 from jobs.training.checkpoints import Progress
 from jobs.training.data import Row
 from jobs.training.load import Device
@@ -38,6 +40,20 @@ class Job:
     total_steps: int
     progress: Progress  # where to go on
     state: Path | None  # what the loop saved there (`Monitor.step_done(save_state=)`); None at the beginning
+    new: tuple[str, ...] = ()  # parameters of a new head that the method leaves to jobs.training.heads
+
+    def complete_adapter(self, folder: Path) -> None:
+        """Put beside the method's own files in `folder` what the head is and, where the method lacks it, its weights."""
+        setting = self.objective.setting
+        heads.save(self.model, self.new, folder)
+        AdapterCard(
+            base_model=self.spec.base_model.name,
+            task=self.spec.task,
+            task_params=self.spec.task_params,
+            labels=setting.labels,
+            facts=setting.facts,
+            max_length=setting.max_length,
+        ).write(folder)
 
 
 class TrainingLoop(Protocol):

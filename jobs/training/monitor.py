@@ -186,7 +186,8 @@ class Monitor:
         return loss
 
     def _save(self, eval_loss: float | None, save_state: Callable[[Path], None]) -> None:
-        self._checkpoints.write(self.progress, self._job.method, self._job.model, save_state)
+        job = self._job
+        self._checkpoints.write(self.progress, job.method, job.model, save_state, job.complete_adapter)
         self._saved = time.perf_counter()
         step = self.progress.step
         best = eval_loss is not None and self.progress.best_step == step

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jobs.tasks.base import Scores, Task
+from jobs.tasks.base import Encoded, Scores, Task
 from jobs.training.data import Row, in_batches
 
 if TYPE_CHECKING:
@@ -25,12 +25,16 @@ class Setting:
     pad_token_id: int
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    prepared: Any = None  # what the task's `prepare` found out
+    facts: dict[str, Any] = field(default_factory=dict)  # what the task's `facts` found out
+    samples: dict[int, Encoded] = field(default_factory=dict)  # validation rows by number, shown with each evaluation
 
 
 @dataclass(frozen=True)
 class Objective:
     task: Task
     setting: Setting
+    _step: list[Any] = field(default_factory=list, repr=False)  # what was predicted since `step_values` was asked
 
     def items(self, rows: Sequence[Row]) -> int:
         return sum(self.task.items(row) for row in rows)
@@ -40,7 +44,13 @@ class Objective:
 
     def loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Summed; divide by the items of the whole step."""
-        return self.task.loss(model, batch, self.setting)
+        return self.task.loss(model, batch, self.setting, self._step if self.task.follows_steps else None)
+
+    def step_values(self) -> dict[str, float]:
+        """The task's measures of the rows that `loss` was given since it was last asked."""
+        values = self.task.step_values(self._step) if self._step else {}
+        self._step.clear()
+        return values
 
     def evaluate(self, model: Any, rows: Sequence[Row], batch_size: int, device: Device) -> Scores:
         """The task's measures over `rows`. Leaves the model in the mode it was in."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from jobs import methods, tasks
 from jobs.data.columns import Shape
-from jobs.data.store import count_rows, read_rows
+from jobs.data.store import count_rows, read_raw, read_rows
 from jobs.errors import UserError
 from jobs.events import EventLog, Phase, Started
 from jobs.files import write_whole
@@ -26,8 +26,9 @@ from jobs.methods.base import Context
 from jobs.result import Result
 from jobs.rundir import RunFiles
 from jobs.spec import RunSpec
+from jobs.tasks.base import READERS, Encoded
 from jobs.training import checkpoints as saved
-from jobs.training import load
+from jobs.training import heads, load
 from jobs.training.checkpoints import Checkpoints, Progress
 from jobs.training.data import Row, encode_rows, rows_taken, split
 from jobs.training.failures import reason
@@ -39,6 +40,7 @@ from jobs.training.prompts import FixedPrompts
 logger = logging.getLogger(__name__)
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors")
 _TELL_SECONDS = 2.0  # between two words of progress
+SAMPLES = 20  # validation rows that each evaluation shows with what was predicted
 
 
 class _Stopped(Exception):
@@ -124,14 +126,16 @@ class Attempt:
             pad_token_id=load.pad_token_id(tokenizer),
             tokenizer=tokenizer,
             max_length=spec.training.max_length,
+            facts=task.facts(itertools.chain(train, validation), task.Params(**spec.task_params)),
+            samples=_samples(spec, task, tokenizer, validation),
         )
         total_steps = spec.training.steps(len(train))
         self._say(f"Loading {spec.base_model.name}")
         set_seed(spec.training.seed)  # a new head is drawn at random
-        model = load.load_model(
+        model, new = load.load_model(
             spec.base_model,
             task.auto_class,
-            task.head_config(setting.params, setting.labels),
+            task.head_config(setting),
             method.quantization_config(params, device.dtype),
             device,
         )
@@ -149,6 +153,7 @@ class Attempt:
         self._say(f"Attaching {method.label}")
         set_seed(spec.training.seed)
         model = method.attach(model, params, Context(task.peft_task_type, total_steps, spec.base_model.source))
+        new = heads.train(model, new) if task.head in READERS else ()
         if spec.training.recompute:
             model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
         self._trainable, self._total = model.get_nb_trainable_parameters()  # knows how many a 4-bit tensor holds
@@ -169,9 +174,11 @@ class Attempt:
             total_steps=total_steps,
             progress=newest.progress if newest else Progress(),
             state=newest.state if newest else None,
+            new=new,
         )
         as_chat = Shape.TEXT not in task.shapes and bool(tokenizer.chat_template)
-        return job, FixedPrompts(model, tokenizer, spec.prompts, as_chat, device), left_out
+        prompts = spec.prompts if task.talks else ()
+        return job, FixedPrompts(model, tokenizer, prompts, as_chat, device), left_out
 
     def _rows(self, spec: RunSpec, task: tasks.Task, tokenizer: Any) -> tuple[list[Row], list[Row], int]:
         total = count_rows(spec.dataset.rows)
@@ -245,6 +252,18 @@ class Attempt:
     def _give_up_if_asked(self) -> None:
         if self._stop:
             raise _Stopped
+
+
+def _samples(spec: RunSpec, task: tasks.Task, tokenizer: Any, validation: list[Row]) -> dict[int, Encoded]:
+    """A few validation rows with their texts, by number, for the evaluations of a task that is not prompted."""
+    if task.head not in READERS:
+        return {}
+    shown = {}
+    for row in validation[:SAMPLES]:
+        (_, values, _), _ = read_raw(spec.dataset.rows, row.number)
+        if values is not None:
+            shown[row.number] = task.encode(values, spec.dataset.mapping, tokenizer, task.Params(**spec.task_params))
+    return shown
 
 
 def _plain(job: Job, monitor: Monitor) -> None:
