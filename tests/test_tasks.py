@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.data.columns import Mapping, Shape
-from jobs.data.rendering import prompt_text
+from jobs.data.rendering import _render, prompt_text
 from jobs.errors import RowProblem
 from jobs.tasks import all_tasks, task
 from jobs.tasks.base import Encoded
@@ -150,6 +150,16 @@ def test_a_template_that_refuses_a_row_is_quoted() -> None:
     row = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}
     with pytest.raises(RowProblem, match=r"chat template refuses it \(No x, please.\)"):
         encode(template, row)
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, SMOLLM2, LLAMA3, GEMMA, GENERATION, IGNORES_SYSTEM, QWEN3])
+@pytest.mark.parametrize("prompt", [True, False])
+def test_plain_turns_are_rendered_as_transformers_renders_them(template: str, prompt: bool) -> None:
+    turns = ROW["messages"][1:]
+    tok = tokenizer(template)
+    whole = tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+    assert _render(tok, turns, prompt) == whole
+    assert _render(tok, [{**turn, "name": "x"} for turn in turns], prompt) == whole
 
 
 def test_every_character_of_a_row_belongs_to_a_token() -> None:
