@@ -4,20 +4,20 @@ well the model does it. One class a task; what only some tasks share stands in a
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jobs.data.columns import Mapping, Shape
 from jobs.data.rendering import Rendered
+from jobs.data.tokens import Offsets, trained_tokens
 from jobs.errors import RowProblem, UserError
 from jobs.frozen import Frozen
 from jobs.shape import Family, ModelShape
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
     from jobs.tasks.predictions import Prediction
@@ -67,7 +67,7 @@ class Encoded:
 
     text: str
     input_ids: list[int]
-    offsets: list[tuple[int, int]]
+    offsets: Sequence[tuple[int, int]]
     trained: list[bool]
     untrained_answers: int = 0  # answers that the model's template hides from the loss
     second: Encoded | None = None  # a pair's other text: the rejected answer, the text that a source is turned into
@@ -199,14 +199,13 @@ class Task:
         batch = tokenizer(
             [item.text for item in rendered],
             add_special_tokens=self.adds_special_tokens,
-            return_offsets_mapping=True,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
         )
         encoded = iter(
-            _encoded(item, ids, offsets, tokenizer.eos_token_id if self.adds_special_tokens else None)
-            for item, ids, offsets in zip(rendered, batch["input_ids"], batch["offset_mapping"], strict=True)
+            _encoded(item, ids, encoding, tokenizer.eos_token_id if self.adds_special_tokens else None)
+            for item, ids, encoding in zip(rendered, batch["input_ids"], batch.encodings or (), strict=True)
         )
         return [
             result
@@ -313,18 +312,8 @@ class Task:
         return None
 
 
-def _encoded(item: Rendered, ids: list[int], offsets: list[tuple[int, int]], end_token: int | None) -> Encoded:
-    added = 0  # tokens at the front that stand for no text: the tokenizer's own beginning
-    while added < len(offsets) and offsets[added][1] == 0:
-        added += 1
-    if end_token is not None and ids[-2:] == [end_token, end_token] and offsets[-1] == (0, 0):
-        ids, offsets = ids[:-1], offsets[:-1]  # the text ends with the end token already
-    end = len(offsets)
-    while end > added and offsets[end - 1] == (0, 0):
-        end -= 1
-    trained = [False] * len(ids)
-    for start, stop in item.spans:
-        first = bisect.bisect_left(offsets, start, added, end, key=itemgetter(0))
-        after = bisect.bisect_left(offsets, stop, first, end, key=itemgetter(0))
-        trained[first:after] = [True] * (after - first)
-    return Encoded(item.text, ids, offsets, trained, item.untrained_answers)
+def _encoded(item: Rendered, ids: list[int], encoding: Encoding, end_token: int | None) -> Encoded:
+    if end_token is not None and ids[-2:] == [end_token, end_token] and not encoding.token_to_chars(len(ids) - 1):
+        ids = ids[:-1]  # the text ends with the end token already
+    trained = trained_tokens(encoding, len(ids), item.spans)
+    return Encoded(item.text, ids, Offsets(encoding, len(ids)), trained, item.untrained_answers)
