@@ -25,6 +25,12 @@ def task(name: str) -> Task:
         raise UserError(f"There is no task {name!r}. Choose one of: {', '.join(all_tasks())}.") from None
 
 
+def tasks_for(shape: str) -> list[Task]:
+    """The tasks that can use a dataset of this shape, those made for it first."""
+    fitting = [task for task in all_tasks().values() if shape in task.shapes]
+    return sorted(fitting, key=lambda task: shape in task.borrowed)
+
+
 def task_for(shape: str) -> Task:
     """The task that a dataset of this shape is trained with unless the person chooses another."""
-    return next(task for task in all_tasks().values() if shape in task.shapes)
+    return tasks_for(shape)[0]

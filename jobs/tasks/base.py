@@ -4,6 +4,7 @@ well the model does it. One class a task; what only some tasks share stands in a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -56,6 +57,8 @@ _CANNOT: dict[tuple[Head, Family], str] = {
     "model with encoder and decoder, such as T5, or the task Chat.",
     **{(head, "encoder-decoder"): f"this base model turns one text into another. {_READER}" for head in READERS},
 }
+
+_LOG_PERPLEXITY = math.log(1e6)  # beyond it a curve shows nothing else
 
 
 @dataclass(frozen=True)
@@ -285,10 +288,10 @@ class Task:
         self, model: Any, batch: dict[str, torch.Tensor], setting: Setting, predictions: list[Any] | None = None
     ) -> torch.Tensor:
         """The batch's loss, summed over its items. Where `predictions` is given, what the model predicts for each row
-        is appended to it, in the batch's order."""
+        is appended to it, in the batch's order: here how many of its trained tokens it would have chosen itself."""
         from jobs.training.loss import summed_loss
 
-        return summed_loss(model, batch)
+        return summed_loss(model, batch, predictions)
 
     def step_values(self, predictions: list[Any]) -> dict[str, float]:
         """Measures of one step's own rows, from what `loss` appended for them; only where `follows_steps`."""
@@ -296,7 +299,8 @@ class Task:
 
     def score(self, loss: float, predictions: list[Any], rows: Sequence[Row], setting: Setting) -> Scores:
         """The validation rows' measures, from the mean loss and what `loss` predicted for each."""
-        return Scores(loss)
+        right = sum(predictions) / max(1, sum(map(self.items, rows)))
+        return Scores(loss, {"perplexity": math.exp(min(loss, _LOG_PERPLEXITY)), "token_accuracy": right})
 
     inputs: ClassVar[dict[str, bool]] = {}  # what `predict` is given, by name, and whether it must be
 

@@ -1,15 +1,19 @@
-"""Chat: conversations, instructions, questions and answers; by default the answers alone are trained."""
+"""Chat: conversations, instructions, questions and answers; by default the answers alone are trained. Of pairs of
+answers the better ones.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from jobs.data.columns import Mapping, Shape
-from jobs.data.conversation import before_answer, conversation
+from jobs.data.conversation import before_answer, conversation, tools
+from jobs.data.preferences import pair_of
 from jobs.data.rendering import Rendered, render_answers, render_everything
-from jobs.frozen import Frozen
+from jobs.data.templates import Templated, problem
+from jobs.data.turns import Turn
 from jobs.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -21,9 +25,10 @@ class Chat(Task):
     label = "Chat"
     help = "Teaches the model to answer as the assistant in your conversations does."
     order = 10
-    shapes = (Shape.MESSAGES, Shape.SHAREGPT, Shape.INSTRUCTION, Shape.PROMPT)
+    shapes = (Shape.MESSAGES, Shape.SHAREGPT, Shape.INSTRUCTION, Shape.PROMPT, Shape.PREFERENCE, Shape.REWRITE)
+    borrowed: ClassVar[tuple[Shape, ...]] = (Shape.PREFERENCE, Shape.REWRITE)
 
-    class Params(Frozen):
+    class Params(Templated):
         train_on: Literal["assistant answers", "last answer", "everything"] = Field(
             "assistant answers",
             title="Train on",
@@ -31,21 +36,28 @@ class Chat(Task):
         )
 
     def check_data(self, params: Any, mapping: Mapping, has_chat_template: bool) -> list[str]:
-        problems = super().check_data(params, mapping, has_chat_template)
-        if not has_chat_template:
-            problems.append(
-                "You chose the task Chat, but this base model has no chat template, so it does not know what a "
-                "conversation looks like. Choose an instruct (chat) model, or map one column as plain text."
-            )
-        return problems
+        return [
+            *super().check_data(params, mapping, has_chat_template),
+            *needs_template(params, has_chat_template),
+        ]
 
     def render(
         self, row: dict[str, Any], mapping: Mapping, tokenizer: PreTrainedTokenizerBase, params: Params
     ) -> Rendered:
-        turns = conversation(row, mapping)
+        turns, offered = _turns(row, mapping), tools(row, mapping)
         if params.train_on == "everything":
-            return render_everything(tokenizer, turns)
-        return render_answers(tokenizer, turns, last_only=params.train_on == "last answer")
+            return render_everything(tokenizer, turns, offered)
+        return render_answers(tokenizer, turns, params.train_on == "last answer", offered)
 
     def prompt_messages(self, row: dict[str, Any], mapping: Mapping) -> list[dict[str, str]]:
-        return before_answer(conversation(row, mapping))
+        return before_answer(_turns(row, mapping))
+
+
+def needs_template(params: Any, has_chat_template: bool) -> list[str]:
+    """The problem that a model without a chat template has with conversations, until one is chosen."""
+    without = problem(params, has_chat_template)
+    return [without] if without else []
+
+
+def _turns(row: dict[str, Any], mapping: Mapping) -> list[Turn]:
+    return pair_of(row, mapping).chosen if mapping.shape is Shape.PREFERENCE else conversation(row, mapping)

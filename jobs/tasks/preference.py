@@ -1,0 +1,220 @@
+"""Preference tuning on pairs of answers: DPO (Rafailov et al. 2023), IPO (Azar et al. 2023), ORPO (Hong et al. 2024).
+
+The formulas are TRL 1.16's, held against it in tests/test_tasks_preference.py; written here so that the run's own
+batches, masks, checkpoints and loops serve them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from jobs.data.columns import Mapping, Shape
+from jobs.data.conversation import before_answer
+from jobs.data.preferences import pair_of
+from jobs.data.rendering import Rendered
+from jobs.frozen import Frozen
+from jobs.tasks.base import Encoded, Scores, Task
+from jobs.tasks.chat import needs_template
+from jobs.tasks.comparing import answer_lengths, cut_both, mean, one_by_one, reference_log_probs, render_since
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from jobs.training.data import Row
+    from jobs.training.load import Device
+    from jobs.training.objective import Setting
+
+Reference = dict[int, tuple[float, float]]  # by row number: log-probabilities of the better and the worse answer
+
+
+class Preference(Task):
+    """Pairs of answers: both through the model in one batch, the better ones first. A row counts as one item."""
+
+    shapes = (Shape.PREFERENCE,)
+    follows_steps = True
+
+    def check_data(self, params: Any, mapping: Mapping, has_chat_template: bool) -> list[str]:
+        return [
+            *super().check_data(params, mapping, has_chat_template),
+            *needs_template(self.label, has_chat_template),
+        ]
+
+    def texts(
+        self, row: dict[str, Any], mapping: Mapping, tokenizer: PreTrainedTokenizerBase, params: Any
+    ) -> tuple[Rendered, ...]:
+        pair = pair_of(row, mapping)
+        return tuple(render_since(tokenizer, turns, pair.shared) for turns in (pair.chosen, pair.rejected))
+
+    def cut(self, encoded: Encoded, max_length: int) -> Encoded:
+        return cut_both(encoded, max_length)
+
+    def prompt_messages(self, row: dict[str, Any], mapping: Mapping) -> list[dict[str, str]]:
+        return before_answer(pair_of(row, mapping).chosen)
+
+    def sequences(self, mapping: Mapping) -> int:
+        return 2
+
+    def items(self, row: Row) -> int:
+        return 1
+
+    def collate(self, rows: Sequence[Row], setting: Setting) -> dict[str, torch.Tensor]:
+        from jobs.training.data import collate
+
+        return collate(one_by_one(rows), setting.pad_token_id)
+
+    def step_values(self, predictions: list[Any]) -> dict[str, float]:
+        return {f"train_{name}": value for name, value in _measures(predictions).items()}
+
+    def score(self, loss: float, predictions: list[Any], rows: Sequence[Row], setting: Setting) -> Scores:
+        return Scores(loss, _measures(predictions))
+
+
+class DPO(Preference):
+    name = "dpo"
+    label = "Preference tuning (DPO)"
+    help = "Teaches which of two answers is the better one, without straying far from what the model says now."
+    order = 30
+    rate_scale: ClassVar[float] = 0.1
+
+    class Params(Frozen):
+        beta: float = Field(
+            0.1,
+            ge=0.001,
+            le=5,
+            title="Beta",
+            description="How firmly the model is held to what it said before: lower lets it change more.",
+        )
+        loss: Literal["sigmoid", "ipo", "hinge"] = Field(
+            "sigmoid",
+            title="Loss",
+            description="sigmoid is DPO's own. ipo stops pulling at a set distance, which spares small datasets; "
+            "hinge ignores pairs that are far enough apart.",
+        )
+
+    def prepare(
+        self,
+        model: Any,
+        train: Sequence[Row],
+        validation: Sequence[Row],
+        setting: Setting,
+        *,
+        device: Device,
+        batch_size: int,
+        progress: Callable[[int, int], None],
+    ) -> Reference:
+        rows = [*train, *validation]
+        found = reference_log_probs(
+            model,
+            one_by_one(rows),
+            setting.pad_token_id,
+            device=device,
+            batch_size=2 * batch_size,
+            progress=lambda done: progress(done // 2, len(rows)),
+        )
+        return {row.number: (found[place], found[place + len(rows)]) for place, row in enumerate(rows)}
+
+    def collate(self, rows: Sequence[Row], setting: Setting) -> dict[str, torch.Tensor]:
+        import torch
+
+        known: Reference = setting.prepared
+        batch = super().collate(rows, setting)
+        batch["reference"] = torch.tensor([known[row.number][part] for part in (0, 1) for row in rows])
+        return batch
+
+    def loss(
+        self, model: Any, batch: dict[str, torch.Tensor], setting: Setting, predictions: list[Any] | None = None
+    ) -> torch.Tensor:
+        from jobs.training.loss import answer_log_probs
+
+        params: DPO.Params = setting.params
+        ratios = answer_log_probs(model, batch) - batch["reference"]
+        if predictions is not None:
+            chosen, rejected = (params.beta * ratios.detach()).chunk(2)
+            predictions += zip(chosen.tolist(), rejected.tolist(), strict=True)
+        if params.loss == "ipo":  # a mean a token, as its authors compute it
+            ratios = ratios / answer_lengths(batch["labels"])
+        return pair_losses(ratios, params.beta, params.loss).sum()
+
+
+def pair_losses(ratios: torch.Tensor, beta: float, kind: str) -> torch.Tensor:
+    """The loss of each pair, [pairs], from log(policy / reference) of the better answers, then of the worse ones.
+
+    DPO's equation 7; IPO's equation 17, with means a token for ratios; the hinge of SLiC (Zhao et al. 2023).
+    """
+    import torch
+
+    chosen, rejected = ratios.chunk(2)
+    apart = chosen - rejected
+    if kind == "ipo":
+        return (apart - 1 / (2 * beta)) ** 2
+    if kind == "hinge":
+        return torch.relu(1 - beta * apart)
+    return -torch.nn.functional.logsigmoid(beta * apart)
+
+
+class ORPO(Preference):
+    name = "orpo"
+    label = "Preference tuning (ORPO)"
+    help = "Learns the better answers as a chat would, and to avoid the worse ones, in one go. Changes more than DPO."
+    order = 31
+    rate_scale: ClassVar[float] = 0.5
+
+    class Params(Frozen):
+        strength: float = Field(
+            0.1,
+            ge=0.001,
+            le=10,
+            title="Weight of the comparison (lambda)",
+            description="How much avoiding the worse answer counts beside learning the better one.",
+        )
+
+    def loss(
+        self, model: Any, batch: dict[str, torch.Tensor], setting: Setting, predictions: list[Any] | None = None
+    ) -> torch.Tensor:
+        from jobs.training.loss import answer_log_probs
+
+        params: ORPO.Params = setting.params
+        means = answer_log_probs(model, batch) / answer_lengths(batch["labels"])
+        chosen, rejected = means.chunk(2)
+        if predictions is not None:
+            rewards = params.strength * means.detach()
+            predictions += zip(*(part.tolist() for part in rewards.chunk(2)), strict=True)
+        return (-chosen - params.strength * log_odds_ratios(chosen, rejected)).sum()
+
+
+def log_odds_ratios(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    """log sigmoid of log(odds of the better answer / odds of the worse), [pairs], from log-probabilities a token.
+
+    ORPO's equations 4 and 7. The likelihood that stands beside it in the loss is that of the better answer, a mean a
+    token, as in the paper's equation 6; TRL and the authors' code count the prompt's tokens in, too.
+    """
+    import torch
+
+    apart = (chosen - rejected) - (_log_1m_exp(chosen) - _log_1m_exp(rejected))
+    return torch.nn.functional.logsigmoid(apart)
+
+
+def _log_1m_exp(x: torch.Tensor) -> torch.Tensor:
+    """log(1 - exp(x)) for x < 0, by whichever form keeps its digits (Maechler 2012). A certain answer has x = 0."""
+    import torch
+
+    x = x.clamp(max=-1e-7)
+    near = x > -0.6931471805599453
+    # `where` computes the gradient of both forms: each gets a harmless number where the other one counts.
+    safe_near, safe_far = torch.where(near, x, -0.5), torch.where(near, -1.0, x)
+    return torch.where(near, torch.log(-torch.expm1(safe_near)), torch.log1p(-torch.exp(safe_far)))
+
+
+def _measures(rewards: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Of pairs (reward of the better answer, of the worse): how often they stand the right way round, how far apart."""
+    chosen, rejected = mean([pair[0] for pair in rewards]), mean([pair[1] for pair in rewards])
+    return {
+        "preference_accuracy": mean([float(better > worse) for better, worse in rewards]),
+        "reward_margin": chosen - rejected,
+        "chosen_reward": chosen,
+        "rejected_reward": rejected,
+    }
