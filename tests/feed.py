@@ -122,7 +122,7 @@ class Feed:
     def close(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)
 
 
 def main() -> None:

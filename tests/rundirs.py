@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from jobs.data.columns import Mapping, Shape
 from jobs.data.readers import Row
 from jobs.data.store import write_rows
 from jobs.events import AnyEvent, Metrics, read_events
+from jobs.process import read_identity
 from jobs.result import Result
 from jobs.rpc import child_environment
 from jobs.rundir import RunFiles
@@ -93,8 +96,20 @@ def result(files: RunFiles) -> Result:
     return Result.model_validate_json(files.result.read_bytes())
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 90.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
+
+
+def pause(files: RunFiles, condition: Callable[[AnyEvent], bool]) -> int:
+    """Hold a run's trainer (SIGSTOP) as soon as it has told such an event; gives its pid, for SIGCONT or SIGKILL.
+
+    What a test does in mid-run then takes as long as it may: the run is not over before.
+    """
+    wait_for(lambda: any(condition(event) for event in read_events(files.events, 0)[0]))
+    trainer = read_identity(files.process)
+    assert trainer
+    os.kill(trainer.pid, signal.SIGSTOP)
+    return trainer.pid

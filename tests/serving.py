@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
+# How long a browser test waits for what has to come, in milliseconds: a machine may be slow and have neighbours.
+PATIENCE = 60_000
 # Chromium's arguments, for tests and measurements: no sandbox for root, nothing asked of the network.
 CHROMIUM_FLAGS = (
     "--no-sandbox",
@@ -61,7 +63,7 @@ class Server:
         assert self._process, "not started"
         return self._process.pid
 
-    def start(self, timeout: float = 90) -> None:
+    def start(self, timeout: float = 240) -> None:
         """Returns once the first page is served. Raises RuntimeError with the console's text where it never is."""
         self.home.mkdir(parents=True, exist_ok=True)
         with self.console.open("ab") as console:
@@ -86,7 +88,7 @@ class Server:
         if self._process and self._process.poll() is None:
             self._process.send_signal(number)
             try:
-                self._process.wait(20)
+                self._process.wait(60)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -103,7 +105,7 @@ class Server:
         for process in mine:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(mine, 10)
+        psutil.wait_procs(mine, 60)
 
 
 @contextlib.contextmanager

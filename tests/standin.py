@@ -86,7 +86,7 @@ def workers(home: Home, *command: str) -> Iterator[Callable[..., subprocess.Pope
             os.killpg(identity.pid, signal.SIGKILL)
 
 
-def wait(runs: Runs, run_id: int, condition: Callable[[RunView], object], seconds: float = 60.0) -> RunView:
+def wait(runs: Runs, run_id: int, condition: Callable[[RunView], object], seconds: float = 240.0) -> RunView:
     """The run as soon as `condition` holds of it."""
     deadline = time.monotonic() + seconds
     while not condition(run := runs.get(run_id)):

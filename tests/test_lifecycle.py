@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from jobs import process
 from jobs.data.columns import Mapping, Shape
 from jobs.data.readers import Row
 from jobs.data.store import write_rows
+from jobs.events import Answers, Metrics
 from jobs.rundir import RunFiles
 from jobs.service.runs import Runs
 from jobs.spec import BaseModelRef, DatasetRef, RunSpec, TrainingParams
 from storage.files import Home
 from storage.states import RunState
-from tests.rundirs import wait_for
+from tests.rundirs import pause, wait_for
 from tests.standin import steps_of, wait, workers
 
 
@@ -58,15 +58,17 @@ def test_a_killed_worker_and_a_killed_trainer_leave_a_whole_curve(
 ) -> None:
     run_id = runs.start(spec(240), 1, 1).id
     worker = start_worker()
+    files = RunFiles(home.run(run_id))
+    child = pause(files, lambda event: isinstance(event, Metrics) and event.step >= 20)
     wait(runs, run_id, lambda run: run.step >= 20)
     worker.kill()
     worker.wait()
-    child = process.read_identity(RunFiles(home.run(run_id)).process)
-    assert child and process.alive(child)
+    os.kill(child, signal.SIGCONT)
+    assert pause(files, lambda event: isinstance(event, Answers)) == child
     start_worker()
     wait(runs, run_id, lambda run: runs.answers(run_id))
 
-    os.kill(child.pid, signal.SIGKILL)
+    os.kill(child, signal.SIGKILL)
     run = wait(runs, run_id, lambda run: run.state.ended)
     assert run.state == RunState.INTERRUPTED and run.reason and run.can_resume and run.adapter_id is None
 
@@ -88,7 +90,7 @@ def test_a_stopped_run_saves_an_adapter_and_says_where_it_stopped(home: Home, ru
     run_id = runs.start(spec(4000), 1, 1).id
     wait(runs, run_id, lambda run: run.step >= 5)
     runs.stop(run_id)
-    run = wait(runs, run_id, lambda run: run.state.ended, seconds=20)
+    run = wait(runs, run_id, lambda run: run.state.ended)
     assert run.state == RunState.STOPPED
     assert run.reason == f"Stopped on request after step {run.step}."
     assert run.adapter_id and run.can_resume

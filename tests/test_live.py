@@ -26,7 +26,10 @@ from storage.files import Home
 from storage.runs import Changes
 from storage.states import RunState
 from tests.feed import Feed, add_history, add_run, fill, no_starter
-from tests.serving import Server
+from tests.serving import PATIENCE, Server
+
+WAIT = PATIENCE / 1000  # seconds
+expect.set_options(timeout=PATIENCE)
 
 ANSWER = {"prompt": "Where is the ship?", "base": "I cannot know.", "tuned": "Arr, at sea!"}
 
@@ -52,7 +55,7 @@ class Scene:
         return run_id, feed
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.server.url + path, timeout=20) as answer:
+        with urllib.request.urlopen(self.server.url + path, timeout=WAIT) as answer:
             return json.loads(answer.read())
 
     def socket(self, path: str, **options: Any) -> ClientConnection:
@@ -80,7 +83,7 @@ def feed(scene: Scene) -> Feed:
     return scene.feed  # type: ignore[attr-defined,no-any-return]
 
 
-def hear(socket: ClientConnection, enough: Callable[[list[dict[str, Any]]], bool], seconds: float = 15) -> list[Any]:
+def hear(socket: ClientConnection, enough: Callable[[list[dict[str, Any]]], bool], seconds: float = WAIT) -> list[Any]:
     """The messages until there are enough of them."""
     messages: list[dict[str, Any]] = []
     deadline = time.monotonic() + seconds
@@ -108,8 +111,8 @@ def test_a_run_that_does_not_exist_is_said_so_once(scene: Scene) -> None:
     assert refused.value.code == 404
     assert "no run 999" in json.loads(refused.value.read())["problems"][0]
     with scene.socket("/live/runs/999") as socket, pytest.raises(ConnectionClosed) as closed:
-        assert "no run 999" in json.loads(socket.recv(timeout=10))["gone"]
-        socket.recv(timeout=10)
+        assert "no run 999" in json.loads(socket.recv(timeout=WAIT))["gone"]
+        socket.recv(timeout=WAIT)
     assert closed.value.rcvd and closed.value.rcvd.code == 4404
 
 
@@ -136,7 +139,7 @@ def test_answers_come_when_they_are_made_and_not_again(scene: Scene, run_id: int
         heard = hear(socket, lambda messages: any(message.get("answers") for message in messages))
     assert heard[-1]["answers"][0]["tuned"] == "Arr, at sea!"
     with scene.socket(f"/live/runs/{run_id}?answers=1") as socket:
-        assert "answers" not in json.loads(socket.recv(timeout=10))
+        assert "answers" not in json.loads(socket.recv(timeout=WAIT))
     assert scene.get(f"/live/runs/{run_id}/snapshot")["run"]["id"] == run_id
 
 
@@ -151,11 +154,16 @@ def test_the_log_is_sent_only_where_it_is_open(scene: Scene, run_id: int, feed: 
         heard = hear(socket, lambda messages: any("log" in message for message in messages))
         assert heard[-1]["log"] == "second line\n"
         socket.send(json.dumps({"log": None}))
-        time.sleep(0.2)
-        feed.say(log="third line\n")
-        feed.metrics(26, loss=0.2)
-        heard = hear(socket, lambda messages: 26 in losses(messages))
-        assert not any("log" in message for message in heard)
+        until, step = time.monotonic() + WAIT, 25
+        while time.monotonic() < until:  # nothing says when the server has heard it
+            step += 1
+            feed.say(log=f"line at step {step}\n")
+            feed.metrics(step, loss=0.2)
+            heard = hear(socket, lambda messages: step in losses(messages))  # noqa: B023
+            if not any("log" in message for message in heard):
+                break
+        else:
+            pytest.fail("the log went on")
 
 
 def test_a_page_of_another_site_may_not_listen(scene: Scene, run_id: int) -> None:
@@ -166,12 +174,12 @@ def test_a_page_of_another_site_may_not_listen(scene: Scene, run_id: int) -> Non
         pass
     assert refused.value.response.status_code == 403
     with scene.socket(f"/live/runs/{run_id}", origin=scene.server.url) as socket:
-        assert json.loads(socket.recv(timeout=10))["run"]["id"] == run_id
+        assert json.loads(socket.recv(timeout=WAIT))["run"]["id"] == run_id
 
 
 def test_the_list_of_runs_is_sent_anew_when_it_changes(scene: Scene) -> None:
     with scene.socket("/live/fragments/runs") as socket:
-        assert "Pirate" in json.loads(socket.recv(timeout=10))["html"]
+        assert "Pirate" in json.loads(socket.recv(timeout=WAIT))["html"]
         add_run(scene.engine, RunState.FAILED, "<b>Poet</b> ${1+1} {{x}}", reason="It had no muse.")
         html = hear(socket, lambda messages: any("muse" in message["html"] for message in messages))[-1]["html"]
     assert "<b>Poet" not in html
@@ -182,15 +190,15 @@ def test_the_list_of_runs_is_sent_anew_when_it_changes(scene: Scene) -> None:
 def test_stop_is_asked_for_over_http_and_reaches_the_run(scene: Scene) -> None:
     waiting = add_run(scene.engine, RunState.QUEUED, "Waiting")
     with scene.socket(f"/live/runs/{waiting}") as socket:
-        assert json.loads(socket.recv(timeout=10))["run"]["words"] == "Waiting: 1 run before this one"
+        assert json.loads(socket.recv(timeout=WAIT))["run"]["words"] == "Waiting: 1 run before this one"
         request = urllib.request.Request(f"{scene.server.url}/live/runs/{waiting}/stop", method="POST")
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=WAIT) as answer:
             assert json.loads(answer.read())["run"]["state"] == "stopped"
         heard = hear(socket, lambda messages: any(m.get("run", {}).get("ended") for m in messages))
     assert heard[-1]["run"]["reason"] == "Stopped before it started."
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(
-            urllib.request.Request(f"{scene.server.url}/live/runs/{waiting}/resume", method="POST"), timeout=10
+            urllib.request.Request(f"{scene.server.url}/live/runs/{waiting}/resume", method="POST"), timeout=WAIT
         )
     assert refused.value.code == 409
 
@@ -228,6 +236,7 @@ def test_a_catalog_that_cannot_be_asked_for_a_moment_does_not_stop_the_pages(
 @pytest.fixture(scope="module")
 def window(browser: Browser) -> Iterator[Page]:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(PATIENCE)
     yield page
     page.close()
 
@@ -243,24 +252,24 @@ def test_the_page_draws_what_comes_and_outlives_a_restart_of_the_server(
     expect(window.get_by_role("heading", name="Pirate")).to_be_visible()
     expect(window.locator(".chart-large canvas")).to_be_visible()
     expect(window.get_by_text("Arr, at sea!")).to_be_visible()
-    feed.metrics(30, loss=0.5)
-    window.wait_for_function("Graft.runPage.series.get('loss').steps.at(-1) === 30")
+    feed.metrics(90, loss=0.5)
+    window.wait_for_function("Graft.runPage.series.get('loss').steps.at(-1) === 90")
     shown = "(() => { const {min, max} = Graft.runPage.charts[0].uplot.scales.x; return [min, max]; })()"
-    window.wait_for_function(f"{shown}[1] === 30")  # the chart grows with the curve
+    window.wait_for_function(f"{shown}[1] === 90")  # the chart grows with the curve
     window.evaluate("window.marked = true")
     scene.server.stop()
     expect(window.get_by_text("Reconnecting")).to_be_visible()
-    feed.metrics(31, loss=0.4)  # while no server runs
+    feed.metrics(91, loss=0.4)  # while no server runs
     scene.server.start()
-    expect(window.get_by_text("Reconnecting")).to_be_hidden(timeout=20_000)
-    feed.metrics(32, loss=0.3)
-    window.wait_for_function("Graft.runPage.series.get('loss').steps.at(-1) === 32", timeout=20_000)
+    expect(window.get_by_text("Reconnecting")).to_be_hidden()
+    feed.metrics(92, loss=0.3)
+    window.wait_for_function("Graft.runPage.series.get('loss').steps.at(-1) === 92")
     assert window.evaluate("window.marked") is True  # the page was not loaded anew
     steps = window.evaluate("Graft.runPage.series.get('loss').steps")
     assert steps == sorted(set(steps))
-    assert {30, 31, 32} <= set(steps)
+    assert {90, 91, 92} <= set(steps)
     window.reload()
-    window.wait_for_function("window.Graft?.runPage?.series.get('loss')?.steps.at(-1) === 32")
+    window.wait_for_function("window.Graft?.runPage?.series.get('loss')?.steps.at(-1) === 92")
     assert window.evaluate("Graft.runPage.series.get('loss').steps") == steps
     assert errors == []
 
@@ -270,9 +279,9 @@ def test_a_run_that_ends_says_so_without_a_reload(scene: Scene, run_id: int, fee
     window.goto(f"{scene.server.url}/run?id={run_id}")
     expect(window.get_by_role("button", name="Stop")).to_be_visible()
     feed.say(log="RuntimeError: the muse is silent\n")
-    feed.say(result={"state": "failed", "reason": "The muse fell silent at step 32.", "step": 32})
+    feed.say(result={"state": "failed", "reason": "The muse fell silent at step 92.", "step": 92})
     feed.close()
-    expect(window.get_by_text("The muse fell silent at step 32.")).to_be_visible(timeout=15_000)
+    expect(window.get_by_text("The muse fell silent at step 92.")).to_be_visible()
     expect(window.get_by_role("button", name="Stop")).to_be_hidden()
     window.get_by_role("button", name="Show the log").click()
     expect(window.get_by_label("Log")).to_contain_text("the muse is silent")

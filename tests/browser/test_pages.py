@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from app.ui import pages
 from tests.browser.conftest import Watch, fits, number
@@ -20,7 +21,6 @@ def test_a_page_opens_without_a_complaint_and_fits_a_phone(slug: str, page: Page
     page.set_viewport_size({"width": 390, "height": 844})
     page.goto(f"{server.url}/{slug}")
     expect(page.locator("h1:visible, h2:visible").first).to_be_visible()
-    page.wait_for_timeout(500)  # what comes after the first drawing
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         fits(page)
@@ -75,45 +75,155 @@ def test_a_file_that_is_no_dataset_is_refused_in_words(
         assert len(alert.inner_text()) > 20
 
 
+# Holds the end of the page's first event stream back until it is let go; counts the events that the page knows of.
+HOLD_THE_END = """
+const network = window.fetch;
+window.joined = 0;
+window.fetch = async (resource, options) => {
+  const response = await network(resource, options);
+  const address = resource.url ?? String(resource);
+  if (address.includes('/queue/join')) {
+    response.json = async () => {
+      const told = JSON.parse(await response.text());
+      setTimeout(() => { window.joined += 1; });
+      return told;
+    };
+  }
+  if (!address.includes('/queue/data')) return response;
+  const words = new TextDecoder();
+  const held = new TransformStream({async transform(chunk, out) {
+    if (!window.letGo && words.decode(chunk).includes('close_stream')) await new Promise(go => { window.letGo = go; });
+    out.enqueue(chunk);
+  }});
+  return new Response(response.body.pipeThrough(held), {status: response.status, headers: response.headers});
+};
+"""
+
+
+@pytest.mark.browser
+def test_an_upload_is_heard_of_though_the_page_reads_late_that_its_stream_has_ended(
+    page: Page, watch: Watch, server: Server, tmp_path: Path
+) -> None:
+    page.add_init_script(HOLD_THE_END)
+    page.goto(f"{server.url}/datasets")
+    page.wait_for_function("Boolean(window.letGo)")
+    path, said = bad_files(tmp_path)["encoding"]
+    page.locator("input[type=file]").first.set_input_files(path)
+    page.wait_for_function("window.joined === 2")
+    page.evaluate("window.letGo()")
+    expect(page.get_by_role("alert")).to_contain_text(said)
+
+
+def hold(page: Page, watch: Watch) -> list[Route]:
+    """Keep the page's next event from the server: it is in the list once it is sent, and goes on by `continue_`."""
+    watch.rest(1)
+    held: list[Route] = []
+    page.route("**/queue/join*", lambda route: route.continue_() if held else held.append(route))
+    return held
+
+
+@pytest.mark.browser
+def test_a_file_that_is_taken_away_is_not_opened_and_another_can_follow(
+    page: Page, watch: Watch, server: Server, tmp_path: Path
+) -> None:
+    page.goto(f"{server.url}/datasets")
+    expect(page.get_by_role("button", name="Open Support desk")).to_be_visible()
+    held = hold(page, watch)
+    files = bad_files(tmp_path)
+    page.locator("input[type=file]").first.set_input_files(files["one column"][0])
+    page.get_by_role("button", name="Clear").click()
+    page.locator("input[type=file]").first.set_input_files(files["encoding"][0])
+    expect(page.get_by_role("alert")).to_contain_text("UTF-8")
+    held[0].continue_()
+    watch.rest(4)
+    expect(page.get_by_role("alert")).to_contain_text("UTF-8")
+    assert page.url == f"{server.url}/datasets"
+
+
+class Playground:
+    """The page by its parts, at rest, with the settings of an answer in sight."""
+
+    def __init__(self, page: Page, watch: Watch, server: Server) -> None:
+        page.goto(f"{server.url}/playground")
+        self.page, self.watch = page, watch
+        self.heads, self.prompt = page.locator(".panes.heads h3"), page.get_by_placeholder("Ask something")
+        self.send, self.alert = page.get_by_role("button", name="Send", exact=True), page.get_by_role("alert")
+        expect(self.heads.first).to_be_visible()
+        watch.rest(1)
+        page.get_by_role("button", name="How answers are drawn").click()
+        self.tokens = number(page, "Maximum tokens")
+
+    def ask(self, press: Callable[[], object], joins: int = 2) -> None:
+        """Press, and wait until everything that follows has come: the question is taken, and what answers it ends."""
+        joined = self.watch.joined
+        press()
+        self.watch.rest(joined + joins)
+
+    def enter(self) -> None:
+        self.prompt.press("Enter")
+
+    def is_whole(self) -> None:
+        expect(self.send).to_be_visible()
+        expect(self.page.get_by_text("Earlier chats")).to_be_visible()
+        expect(self.page.locator(".conversation")).to_contain_text("Nothing said yet")
+
+
 @pytest.mark.browser
 def test_a_question_that_cannot_be_asked_leaves_the_playground_whole(page: Page, watch: Watch, server: Server) -> None:
-    page.goto(f"{server.url}/playground")
-    heads, prompt = page.locator(".panes.heads h3"), page.get_by_placeholder("Ask something")
-    send, alert = page.get_by_role("button", name="Send", exact=True), page.get_by_role("alert")
-    expect(heads.first).to_be_visible()
-    page.get_by_role("button", name="How answers are drawn").click()
+    shown = Playground(page, watch, server)
+    for press in (shown.enter, shown.send.click):
+        shown.ask(press)
+        shown.is_whole()
+        expect(shown.heads.first).to_be_visible()
+        expect(shown.alert).to_have_count(0)
 
-    def whole() -> None:
-        page.wait_for_timeout(700)  # what would come after the refusal, and empty the page
-        expect(send).to_be_visible()
-        expect(page.get_by_text("Earlier chats")).to_be_visible()
-        expect(page.locator(".conversation")).to_contain_text("Nothing said yet")
-
-    for key in ("Enter", None):
-        prompt.press(key) if key else send.click()
-        whole()
-        expect(heads.first).to_be_visible()
-        expect(alert).to_have_count(0)
-
-    tokens = number(page, "Maximum tokens")
     for typed, said in (("-5", "Maximum tokens to -5"), ("", "Maximum tokens is empty")):
-        tokens.fill(typed)
-        tokens.press("Tab")
-        page.wait_for_timeout(300)  # an emptied number reaches Gradio's state a little later
-        prompt.fill("What is a buoy?")
-        prompt.press("Enter")
-        expect(alert).to_contain_text(said)
-        whole()
-        expect(heads.first).to_be_visible()
-        expect(alert).to_contain_text(said)
-        expect(prompt).to_have_value("What is a buoy?")
-    tokens.fill("8")
-    tokens.press("Tab")
+        shown.tokens.fill(typed)
+        shown.tokens.press("Tab")
+        shown.prompt.fill("What is a buoy?")
+        shown.ask(shown.enter)
+        shown.is_whole()
+        expect(shown.heads.first).to_be_visible()
+        expect(shown.alert).to_contain_text(said)
+        expect(shown.prompt).to_have_value("What is a buoy?")
+    shown.tokens.fill("8")
+    shown.tokens.press("Tab")
 
+    boxes = page.locator(".who").get_by_role("checkbox").all()
+    for box in boxes:
+        box.uncheck()
+    shown.ask(shown.enter)
+    shown.is_whole()
+    expect(shown.alert).to_contain_text("Choose who answers")
+    expect(shown.prompt).to_have_value("What is a buoy?")
+
+
+@pytest.mark.browser
+def test_what_was_done_before_a_refusal_does_not_take_its_words_away(page: Page, watch: Watch, server: Server) -> None:
+    shown = Playground(page, watch, server)
+    held = hold(page, watch)
     for box in page.locator(".who").get_by_role("checkbox").all():
         box.uncheck()
-    prompt.press("Enter")
-    expect(alert).to_contain_text("Choose who answers")
-    whole()
-    expect(alert).to_contain_text("Choose who answers")
-    expect(prompt).to_have_value("What is a buoy?")
+    shown.prompt.fill("What is a buoy?")
+    shown.enter()
+    expect(shown.alert).to_contain_text("Choose who answers")
+    joined = watch.joined
+    held[0].continue_()  # the server hears of the choice after the question
+    watch.rest(joined)
+    expect(shown.heads).to_have_count(0)
+    expect(shown.alert).to_contain_text("Choose who answers")
+
+
+@pytest.mark.browser
+def test_enter_counts_while_the_question_before_is_on_its_way(page: Page, watch: Watch, server: Server) -> None:
+    shown = Playground(page, watch, server)
+    shown.tokens.fill("-5")
+    held = hold(page, watch)
+    shown.prompt.fill("What is a buoy?")
+    shown.enter()
+    shown.tokens.fill("")
+    shown.enter()
+    joined = watch.joined
+    held[0].continue_()
+    watch.rest(joined + 3)  # the first one's answer, the second question, and its answer
+    expect(shown.alert).to_contain_text("Maximum tokens is empty")

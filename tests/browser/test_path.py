@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import signal
 import urllib.request
@@ -12,10 +13,23 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from jobs.events import Metrics
+from jobs.rundir import RunFiles
+from storage.files import Home
 from tests.browser.conftest import Watch, fits, number
-from tests.serving import Server
+from tests.rundirs import pause
+from tests.serving import PATIENCE, Server
 
 STEPS = 16
+TRAINING = 300_000  # milliseconds for what a model computes, on a slow machine with neighbours
+# Says whether both panes have had a part of an answer while they were written, however short the moment.
+STREAMED = """
+window.streamed = false;
+new MutationObserver(() => {
+  const panes = [...document.querySelectorAll('.turn .pane.writing .answer')];
+  window.streamed ||= panes.length === 2 && panes.every(pane => pane.textContent.trim().length > 3);
+}).observe(document.querySelector('.conversation'), {childList: true, subtree: true, characterData: true});
+"""
 ENDING = "Over and out."
 
 
@@ -40,21 +54,24 @@ def step_on_page(page: Page) -> int:
     return int(found[1].replace(",", "")) if found else 0
 
 
-def wait_for_step(page: Page, step: int, timeout: float = 90_000) -> None:
+def wait_for_step(page: Page, step: int) -> None:
     page.wait_for_function(
         "step => parseInt(document.querySelector('[data-run=figure-step] dd')?.textContent) >= step",
         arg=step,
-        timeout=timeout,
+        timeout=TRAINING,
     )
 
 
-def curve(page: Page) -> list[int]:
-    """The steps of the training loss that the page holds."""
-    return page.evaluate("Graft.runPage.series.get('loss')?.steps ?? []")
+def wait_for_curve(page: Page, first: int, last: int) -> None:
+    """Until the page holds the training loss of every step from `first` to `last`, each once and in order, alone."""
+    page.wait_for_function(
+        "steps => JSON.stringify(window.Graft?.runPage?.series.get('loss')?.steps) === JSON.stringify(steps)",
+        arg=list(range(first, last + 1)),
+    )
 
 
 @pytest.mark.browser
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1800)
 def test_from_an_uploaded_file_to_a_kept_sample(page: Page, watch: Watch, server: Server, tmp_path: Path) -> None:
     # Upload.
     page.goto(f"{server.url}/datasets")
@@ -64,51 +81,58 @@ def test_from_an_uploaded_file_to_a_kept_sample(page: Page, watch: Watch, server
 
     # The preview, from the real tokenizer: the answer is trained, the question is not.
     trained = page.locator(".tokens .trained")
-    expect(trained.first).to_be_visible(timeout=60_000)
+    expect(trained.first).to_be_visible()
     assert ENDING in "".join(trained.all_inner_texts())
     assert "What is the tide?" in "".join(page.locator(".tokens .context").all_inner_texts())
     bad = page.locator(".bad-rows")
-    expect(bad).to_contain_text("31", timeout=60_000)  # the row without an answer, by its number
-    assert page.locator("figure.histogram").count() == 1
+    expect(bad).to_contain_text("31")  # the row without an answer, by its number
+    expect(page.locator("figure.histogram")).to_have_count(1)
 
     # Settings, and Start.
     page.get_by_role("link", name="Train on this").click()
     page.wait_for_url("**/train?dataset=*")
     start = page.get_by_role("button", name="Start training")
-    expect(page.locator(".train-summary")).to_contain_text("parameters", timeout=30_000)
-    page.locator(".choices label", has_text="Quick").click()
+    expect(page.locator(".train-summary")).to_contain_text("parameters")
+    leave_out = page.get_by_label("Leave out bad rows")
+    expect(leave_out).to_be_visible()  # the data are checked, and the prompts have got their suggestions
     page.get_by_role("button", name="All settings").click()
+    expect(number(page, "Most steps")).to_have_value("0")
+    page.locator(".choices label", has_text="Quick").click()
+    expect(number(page, "Most steps")).to_have_value("40")  # the preset has set what it sets
     for label, value in (("Epochs", "3"), ("Most steps", str(STEPS)), ("Maximum length", "96")):
         number(page, label).fill(value)
         number(page, label).press("Tab")
-    page.get_by_label("Leave out bad rows").check()
+    leave_out.check()
     page.get_by_label("Prompt 1", exact=True).fill("What is a buoy?")
     for box in ("Prompt 2", "Prompt 3"):
         page.get_by_label(box, exact=True).fill("")
     expect(page.locator(".train-summary")).to_contain_text(f"{STEPS} steps")
     start.click()
-    page.wait_for_url("**/run?id=*", timeout=30_000)
+    page.wait_for_url("**/run?id=*")
     address = page.url
 
     # The loss moves; a reload in mid-run shows the whole curve.
+    files = RunFiles(Home.at(server.home).run(int(address.split("=")[-1])))
+    trainer = pause(files, lambda event: isinstance(event, Metrics) and event.step >= 2)
     wait_for_step(page, 2)
     page.reload()
-    wait_for_step(page, 3)
-    assert curve(page)[:2] == [1, 2]
+    wait_for_step(page, 2)
+    before = step_on_page(page)
+    assert before < STEPS, "the run was over before the server was stopped"
+    wait_for_curve(page, 1, before)
 
     # The server ends in mid-run and comes back: training went on without it, and the open page goes on by itself.
     watch.server_away = True
     server.stop(signal.SIGKILL)
-    before = step_on_page(page)
-    assert before < STEPS, "the run was over before the server was stopped"
+    os.kill(trainer, signal.SIGCONT)
     server.start()
     wait_for_step(page, before + 1)
-    expect(page.locator("[data-run=badge]")).to_have_text("Completed", timeout=120_000)
+    expect(page.locator("[data-run=badge]")).to_have_text("Completed", timeout=TRAINING)
     watch.server_away = False
-    assert curve(page) == list(range(1, STEPS + 1))
+    wait_for_curve(page, 1, STEPS)
     page.reload()
     expect(page.locator("[data-run=badge]")).to_have_text("Completed")
-    assert curve(page) == list(range(1, STEPS + 1))
+    wait_for_curve(page, 1, STEPS)
     losses = page.evaluate("Graft.runPage.series.get('loss').values")
     assert sum(losses[-3:]) < sum(losses[:3])
     assert page.evaluate("Graft.runPage.series.get('eval_loss').steps.length") >= 1
@@ -118,9 +142,10 @@ def test_from_an_uploaded_file_to_a_kept_sample(page: Page, watch: Watch, server
     other = page.context.browser.new_context()  # type: ignore[union-attr]
     try:
         second = other.new_page()
+        second.set_default_timeout(PATIENCE)
         second.goto(address)
         expect(second.locator("[data-run=badge]")).to_have_text("Completed")
-        assert curve(second) == list(range(1, STEPS + 1))
+        wait_for_curve(second, 1, STEPS)
     finally:
         other.close()
     link = page.get_by_role("link", name="Download adapter").get_attribute("href")
@@ -138,16 +163,11 @@ def test_from_an_uploaded_file_to_a_kept_sample(page: Page, watch: Watch, server
         number(page, label).fill(value)
         number(page, label).press("Tab")
     page.get_by_placeholder("Ask something").fill("What is a compass?")
+    page.evaluate(STREAMED)
     page.get_by_placeholder("Ask something").press("Enter")
-    page.wait_for_function(
-        """() => {
-          const panes = [...document.querySelectorAll('.turn .pane.writing .answer')];
-          return panes.length === 2 && panes.every(pane => pane.textContent.trim().length > 3);
-        }""",
-        timeout=90_000,
-    )
     keep = page.get_by_role("button", name="Keep")
-    expect(keep).to_have_count(2, timeout=90_000)
+    expect(keep).to_have_count(2, timeout=TRAINING)
+    assert page.evaluate("window.streamed")
     answers = page.locator(".turn .pane .answer").all_inner_texts()
     assert answers[0] != answers[1]
 
@@ -167,17 +187,17 @@ def test_from_an_uploaded_file_to_a_kept_sample(page: Page, watch: Watch, server
 
 
 @pytest.mark.browser
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_the_example_trains_with_one_click_and_stop_leaves_a_usable_adapter(
     page: Page, watch: Watch, server: Server
 ) -> None:
     page.goto(server.url)
     page.get_by_role("button", name=re.compile("Train", re.I)).first.click()
-    page.wait_for_url("**/run?id=*", timeout=30_000)
+    page.wait_for_url("**/run?id=*")
     expect(page.locator("[data-run=name]")).to_contain_text("Pirate")
     wait_for_step(page, 2)
     page.get_by_role("button", name="Stop", exact=True).click()
-    expect(page.locator("[data-run=badge]")).to_have_text("Stopped", timeout=90_000)
+    expect(page.locator("[data-run=badge]")).to_have_text("Stopped", timeout=TRAINING)
     expect(page.get_by_role("link", name="Download adapter")).to_be_visible()
     page.goto(f"{server.url}/models")
     expect(page.get_by_text("Pirate's cook").first).to_be_visible()
@@ -202,5 +222,4 @@ def test_pages_fit_a_phone_with_something_on_them(page: Page, watch: Watch, serv
     ):
         page.goto(f"{server.url}/{address}")
         expect(page.locator("h1:visible, h2:visible").first).to_be_visible()
-        page.wait_for_timeout(1_500)
         fits(page)
