@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from jobs.errors import UserError
 from jobs.frozen import Frozen
@@ -13,7 +13,7 @@ class Preset(Frozen):
     label: str
     help: str
     training: dict[str, Any]  # over TrainingParams' defaults
-    method: dict[str, Any]  # over the method's defaults; names the method lacks are passed over
+    size: Literal[0, 1, 2]  # small, medium or large: which of a method's sizes (jobs.methods.base)
 
 
 PRESETS: dict[str, Preset] = {
@@ -24,21 +24,21 @@ PRESETS: dict[str, Preset] = {
             label="Quick",
             help="One minute to see whether the data teaches what you mean.",
             training={"epochs": 2, "max_steps": 40, "evaluations": 2},
-            method={"r": 8, "alpha": 16},
+            size=0,
         ),
         Preset(
             name="balanced",
             label="Balanced",
             help="A sound run for most datasets.",
             training={"epochs": 3, "evaluations": 4},
-            method={"r": 16, "alpha": 32},
+            size=1,
         ),
         Preset(
             name="thorough",
             label="Thorough",
             help="Sees the data more often with a larger adapter; stops early where it starts to memorise.",
             training={"epochs": 6, "evaluations": 8, "gradient_accumulation": 2, "schedule": "cosine"},
-            method={"r": 32, "alpha": 64, "dropout": 0.05},
+            size=2,
         ),
     )
 }

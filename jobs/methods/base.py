@@ -43,8 +43,12 @@ class Method:
 
     merges: ClassVar[bool] = True  # into the base's own weights: then it costs nothing when answering
     slows_answers: ClassVar[bool] = True  # while it is not merged
+    trains_base: ClassVar[bool] = False  # every weight of it: then it is held in 32 bits, and saved whole
     recomputes: ClassVar[bool] = True  # trains with recomputed activations, too
     task_types: ClassVar[tuple[str, ...]] = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+
+    # Settings by the size of a preset: small, medium, large (jobs.presets). Others keep their default.
+    sizes: ClassVar[dict[str, tuple[float, float, float]]] = {}
 
     class Params(Frozen):
         """The settings of this method: pydantic fields with title, description and limits."""

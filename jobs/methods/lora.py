@@ -6,11 +6,12 @@ Hu et al. 2021 (LoRA), Dettmers et al. 2023 (QLoRA), Kalajdzievski 2023 (rsLoRA)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from jobs.frozen import Frozen
+from jobs.hardware import Hardware
 from jobs.methods.base import Context, Quantization
 from jobs.methods.layered import BaseWeights, LayerMethod
 from jobs.methods.targets import TargetParams
@@ -56,6 +57,7 @@ class LoRA(LayerMethod):
     label = "LoRA"
     help = "Trains two small matrices beside each chosen layer. The safe choice: fast, small, merges into the base."
     order = 10
+    sizes: ClassVar = {"r": (8, 16, 32), "alpha": (16, 32, 64), "dropout": (0, 0, 0.05)}
 
     class Params(BaseWeights, TargetParams, RankParams):
         pass
@@ -78,6 +80,9 @@ class LoRA(LayerMethod):
             **self.lora_extras(params),
         )
 
+    def recommended(self, hardware: Hardware) -> bool:
+        return type(self) is LoRA
+
     def lora_extras(self, params: Any) -> dict[str, Any]:
         """What makes another kind of it: more of LoraConfig's arguments."""
         return {}
@@ -99,12 +104,16 @@ class QLoRA(LoRA):
     def quantization(self, params: Any) -> Quantization:
         return "nf4"
 
+    def recommended(self, hardware: Hardware) -> bool:
+        return hardware.device == "cuda"  # on a CPU it saves nothing
+
 
 class RsLoRA(LoRA):
     name = "rslora"
     label = "rsLoRA"
     help = "LoRA scaled by the square root of its rank: choose it for ranks of 32 and more, where LoRA stops gaining."
     order = 30
+    sizes: ClassVar = {"r": (32, 64, 128), "dropout": (0, 0, 0.05)}
 
     class Params(BaseWeights, TargetParams, RankParams):
         r: int = Field(

@@ -126,7 +126,7 @@ def targeted(params: TargetParams, linears: Sequence[LinearModule]) -> list[Line
     elif params.targets == "query-value":
         modules = [m for m in modules if m.leaf in _QUERY_VALUE]
     elif params.targets != "all-linear":
-        modules = [m for m in modules if _is_attention(m) == (params.targets == "attention")]
+        modules = [m for m in modules if is_attention(m) == (params.targets == "attention")]
     if params.depth == "all":
         return modules
     counts = _depths(linears)
@@ -187,6 +187,12 @@ def linears_of(model: torch.nn.Module) -> list[LinearModule]:
     return found
 
 
+def is_attention(module: LinearModule) -> bool:
+    """Whether the layer stands in an attention block, by its own name or its parents'."""
+    parents = module.name.lower().split(".")[:-1]
+    return module.leaf in _QUERY_VALUE or any("attn" in part or "attention" in part for part in parents)
+
+
 def pattern(name: str) -> str:
     """The name with its layer's number as a star: "model.layers.*.self_attn.q_proj"."""
     return _NUMBER.sub(lambda match: match.group(0).replace(match.group(1), "*"), name, count=1)
@@ -206,11 +212,6 @@ def _split(names: str) -> list[str]:
 
 def _ends_with(name: str, end: str) -> bool:
     return name == end or name.endswith("." + end)
-
-
-def _is_attention(module: LinearModule) -> bool:
-    parents = module.name.lower().split(".")[:-1]
-    return module.leaf in _QUERY_VALUE or any("attn" in part or "attention" in part for part in parents)
 
 
 def _number(name: str) -> int:

@@ -38,10 +38,11 @@ def predicted(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor,
     """
     targets = batch["labels"][:, 1:]
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    before = _virtual_tokens(model)
     if _keeps_logits(model):
         keep = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-        return model(**inputs, logits_to_keep=keep, use_cache=False).logits, targets[:, keep]
-    return model(**inputs, use_cache=False).logits[:, :-1], targets
+        return model(**inputs, logits_to_keep=keep + before, use_cache=False).logits, targets[:, keep]
+    return model(**inputs, use_cache=False).logits[:, before:-1], targets
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -52,6 +53,12 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
     return losses.view(targets.shape)
+
+
+def _virtual_tokens(model: Any) -> int:
+    """How many positions the method puts before the input. A prefix stands in the cache and is none."""
+    config = getattr(model, "active_peft_config", None)
+    return config.num_virtual_tokens if config and config.peft_type in ("PROMPT_TUNING", "P_TUNING") else 0
 
 
 def _keeps_logits(model: Any) -> bool:
