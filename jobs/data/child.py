@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.data.columns import Mapping
 from jobs.data.preflight import Progress, check, preview
+from jobs.data.templates import with_template
 from jobs.errors import UserError
 from jobs.rpc import Cancelled, Request, RpcServer
 from jobs.tasks import task
@@ -88,8 +89,9 @@ def _serve(request: Request) -> None:
     mapping = Mapping.model_validate(given["mapping"])
     chosen = task(given["task"])
     params = chosen.Params(**given["params"])
-    tokenizer = _load(given)
-    UserError.raise_all(chosen.check_data(params, mapping, bool(tokenizer.chat_template)))
+    own = _load(given)
+    UserError.raise_all(chosen.check_data(params, mapping, bool(own.chat_template)))
+    tokenizer = with_template(own, params)
     rows, length = Path(given["rows"]), int(given["max_length"])
     if request.method == "preview":
         seen = preview(rows, int(given["row"]), mapping, chosen, params, tokenizer, length)

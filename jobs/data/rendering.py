@@ -8,6 +8,7 @@ their thinking away), those are left untrained and counted.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBE = "graft-probes-the-template"
+_CALL = {"type": "function", "id": "probe0001", "function": {"name": _PROBE, "arguments": {}}}
+Tools = Sequence[dict[str, Any]]  # JSON schemas of what a conversation may call
 _PLAIN = {"role", "content"}
 
 
@@ -36,6 +39,7 @@ class Rendered:
 class _Traits:
     template: str
     takes_system: bool
+    takes_calls: bool  # it writes an answer's tool calls
     marks_answers: bool  # it has {% generation %} blocks
 
 
@@ -45,30 +49,42 @@ _TRAITS: WeakKeyDictionary[Any, _Traits] = WeakKeyDictionary()
 def prompt_text(tokenizer: PreTrainedTokenizerBase, turns: list[Turn]) -> str:
     """What the model is given to answer `turns`. Tokenise it without adding special tokens. Raises RowProblem."""
     traits = _traits(tokenizer)
-    return _render(tokenizer, _fit_system(turns, traits), prompt=True)
+    return _render(tokenizer, _fit(turns, traits), prompt=True)
 
 
-def render_answers(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], last_only: bool) -> Rendered:
-    """The whole conversation, with its answers (or the last alone) to train on. Raises RowProblem."""
+def render_answers(
+    tokenizer: PreTrainedTokenizerBase, turns: list[Turn], last_only: bool, tools: Tools = ()
+) -> Rendered:
+    """The whole conversation, with its answers (or the last alone) to train on, but for those of weight 0.
+
+    Raises RowProblem.
+    """
     traits = _traits(tokenizer)
-    turns = _fit_system(turns, traits)
+    turns = _fit(turns, traits)
     answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
-    text = _render(tokenizer, turns)
-    if traits.marks_answers and (marked := _marked(tokenizer, turns, text, traits)):
-        if last_only:
-            begin = _last_answer(tokenizer, turns, text)[0]
-            marked = [(max(start, begin), end) for start, end in marked if end > begin]
-        return Rendered(text, tuple(marked))
-    last = _last_answer(tokenizer, turns, text)
-    if last_only:
-        return Rendered(text, (last,))
-    found = _earlier_answers(tokenizer, turns, answers[:-1], text, last)
-    return Rendered(text, (*found, last), untrained_answers=len(answers) - 1 - len(found))
+    wanted = [place for place in (answers[-1:] if last_only else answers) if turns[place].get("weight") != 0]
+    if not wanted:
+        raise RowProblem(f"its {'last answer has' if last_only else 'answers have'} the weight 0: nothing is trained")
+    if any("weight" in turn for turn in turns):
+        turns = [{key: value for key, value in turn.items() if key != "weight"} for turn in turns]
+    text = _render(tokenizer, turns, tools=tools)
+    if traits.marks_answers and not tools and (marked := _marked(tokenizer, turns, text, traits)):
+        if wanted == answers:
+            return Rendered(text, tuple(marked))
+        if len(marked) == len(answers):
+            return Rendered(text, tuple(marked[answers.index(place)] for place in wanted))
+    last = _last_answer(tokenizer, turns, text, tools)
+    earlier = [place for place in wanted if place != answers[-1]]
+    found = _earlier_answers(tokenizer, turns, earlier, text, last, tools)
+    spans = (*found, last) if wanted[-1] == answers[-1] else tuple(found)
+    if not spans:
+        raise RowProblem("the model's chat template does not show where the answer begins")
+    return Rendered(text, spans, untrained_answers=len(earlier) - len(found))
 
 
-def render_everything(tokenizer: PreTrainedTokenizerBase, turns: list[Turn]) -> Rendered:
+def render_everything(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], tools: Tools = ()) -> Rendered:
     """The whole conversation, all of it to train on. Raises RowProblem."""
-    text = _render(tokenizer, _fit_system(turns, _traits(tokenizer)))
+    text = _render(tokenizer, _fit(turns, _traits(tokenizer)), tools=tools)
     return Rendered(text, ((0, len(text.rstrip())),))
 
 
@@ -87,13 +103,18 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig 
 
 
 def _earlier_answers(
-    tokenizer: PreTrainedTokenizerBase, turns: list[Turn], answers: list[int], text: str, last: tuple[int, int]
+    tokenizer: PreTrainedTokenizerBase,
+    turns: list[Turn],
+    answers: list[int],
+    text: str,
+    last: tuple[int, int],
+    tools: Tools,
 ) -> list[tuple[int, int]]:
     said = turns[-1]["content"]
-    mark = text[last[0] + len(said) : last[1]] if text.startswith(said, last[0]) else None
+    mark = text[last[0] + len(said) : last[1]] if said and text.startswith(said, last[0]) else None
     found: list[tuple[int, int]] = []
     for place in answers:
-        before = _try_render(tokenizer, turns[:place], prompt=True)
+        before = _try_render(tokenizer, turns[:place], prompt=True, tools=tools)
         if before is None or not text.startswith(before):
             continue
         start = len(before)
@@ -101,7 +122,7 @@ def _earlier_answers(
         if mark and text.startswith(own, start):
             end = start + len(own)  # word for word, and closed as the last answer is
         else:
-            after = (_try_render(tokenizer, turns[: place + 1]) or "").rstrip()
+            after = (_try_render(tokenizer, turns[: place + 1], tools=tools) or "").rstrip()
             if len(after) <= start or not text.startswith(after):
                 continue
             end = len(after)
@@ -110,29 +131,31 @@ def _earlier_answers(
     return found
 
 
-def _last_answer(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], text: str) -> tuple[int, int]:
+def _last_answer(
+    tokenizer: PreTrainedTokenizerBase, turns: list[Turn], text: str, tools: Tools = ()
+) -> tuple[int, int]:
     """It ends with the text; it begins where the prompt for it ends, or where the two part after the last question."""
     end = len(text.rstrip())
-    before = _try_render(tokenizer, turns[:-1], prompt=True)
+    before = _try_render(tokenizer, turns[:-1], prompt=True, tools=tools)
     if before is not None:
-        start = _common(before, text)
+        start = common_length(before, text)
         if start < len(before):
             # A prompt that opens a thought ("<think>") which the finished turn lacks parts from it there, which is
             # fine; parting within the question is not.
-            asked = (_try_render(tokenizer, turns[:-1]) or before).rstrip()
+            asked = (_try_render(tokenizer, turns[:-1], tools=tools) or before).rstrip()
             proven = start >= len(asked) and text.startswith(asked)
         else:
             proven = True
         if proven and start < end:
             return start, end
     said = turns[-1]["content"].strip()
-    if text.count(said) == 1:
+    if said and text.count(said) == 1:
         start = text.index(said)
         return start - text[:start].endswith(" "), end  # a space before a word is part of its token
     raise RowProblem("the model's chat template does not show where the answer begins")
 
 
-def _common(one: str, other: str) -> int:
+def common_length(one: str, other: str) -> int:
     """How many characters both begin with."""
     length = min(len(one), len(other))
     if one[:length] == other[:length]:
@@ -165,9 +188,11 @@ def _marked(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], text: str, tr
     return spans
 
 
-def _fit_system(turns: list[Turn], traits: _Traits) -> list[Turn]:
+def _fit(turns: list[Turn], traits: _Traits) -> list[Turn]:
     """Where the template knows no system turn (Gemma), its text opens the first user turn, as Gemma's own later
-    templates do."""
+    templates do. Raises RowProblem where the turns call tools and the template would leave that out."""
+    if not traits.takes_calls and any("tool_calls" in turn for turn in turns):
+        raise RowProblem("an answer calls tools, and the model's chat template has no place for that")
     if traits.takes_system or turns[0]["role"] != "system" or len(turns) < 2:
         return turns
     first = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
@@ -178,23 +203,27 @@ def _traits(tokenizer: PreTrainedTokenizerBase) -> _Traits:
     template = tokenizer.get_chat_template()
     known = _TRAITS.get(tokenizer)
     if known is None or known.template != template:
-        probe = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "Hello"}]
+        probe: list[Turn] = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "Hello"}]
+        calling: list[Turn] = [probe[1], {"role": "assistant", "content": "", "tool_calls": [_CALL]}]
         known = _Traits(
             template=template,
             takes_system=_PROBE in (_try_render(tokenizer, probe, prompt=True) or ""),
+            takes_calls=_PROBE in (_try_render(tokenizer, calling) or ""),
             marks_answers=_GENERATION.search(template) is not None,
         )
         _TRAITS[tokenizer] = known
     return known
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], prompt: bool = False) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], prompt: bool = False, tools: Tools = ()) -> str:
     from jinja2 import TemplateError
 
     try:
-        if turns and all(turn.keys() == _PLAIN for turn in turns):
+        if turns and not tools and all(turn.keys() == _PLAIN for turn in turns):
             return _render_plain(tokenizer, turns, prompt)
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        text = tokenizer.apply_chat_template(
+            turns, tools=list(tools) or None, tokenize=False, add_generation_prompt=prompt
+        )
     except (TemplateError, TypeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RowProblem(f"the model's chat template refuses it ({reason})") from None
@@ -211,8 +240,10 @@ def _render_plain(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], prompt:
     return str(template.render(messages=turns, **names))
 
 
-def _try_render(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], prompt: bool = False) -> str | None:
+def _try_render(
+    tokenizer: PreTrainedTokenizerBase, turns: list[Turn], prompt: bool = False, tools: Tools = ()
+) -> str | None:
     try:
-        return _render(tokenizer, turns, prompt)
+        return _render(tokenizer, turns, prompt, tools)
     except RowProblem:
         return None

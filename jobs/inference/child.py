@@ -136,7 +136,7 @@ class Child:
 
     def _open(self, job: Job) -> None:
         assert self._engine is not None
-        if not self._engine.loaded.tokenizer.chat_template:
+        if not all(self._engine.tokenizer_for(row).chat_template for row in job.rows):
             job.say(f"{self._name} has no chat template: it continues your text.")
         job.batches, about = self._engine.open(job.rows)
         job.request.send(Reply(engine=about).model_dump(mode="json", exclude_none=True))

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from jobs.data.rendering import end_tokens
+from jobs.data.templates import of_adapter
 from jobs.errors import UserError
 from jobs.inference.adapters import Adapters, Group, together
 from jobs.inference.draw import draw, generator
@@ -29,12 +30,15 @@ _CHUNK = 256  # prompt tokens a step: a long prompt must not keep the other batc
 class _Answer:
     """One row while it is being answered."""
 
-    def __init__(self, index: int, row: Row, ids: list[int], room: int, text: GrowingText) -> None:
+    def __init__(
+        self, index: int, row: Row, ids: list[int], room: int, text: GrowingText, ends: frozenset[int]
+    ) -> None:
         self.index = index
         self.ids = ids
         self.sampling = row.sampling
         self.longest = min(row.sampling.max_tokens, room)
         self.text = text
+        self.ends = ends  # tokens after which it is over
         self.random = generator(row.sampling.seed)
         self.tokens = 0
         self.finish: Finish | None = None
@@ -128,7 +132,7 @@ class Batch:
         return out.logits[:, -1]
 
     def _take(self, answer: _Answer, token: int) -> More:
-        if token in self._engine.ends:
+        if token in answer.ends:
             answer.finish = "end"
             return self._more(answer, answer.text.rest())
         answer.tokens += 1
@@ -159,7 +163,8 @@ class Engine:
         self.loaded = loaded
         self._about = loaded.about | {"packed": pack(loaded.model)}
         self.adapters = Adapters(loaded)
-        self.ends = end_tokens(loaded.tokenizer, loaded.model.generation_config)
+        self._generation = loaded.model.generation_config
+        self.ends = end_tokens(loaded.tokenizer, self._generation)  # where the model's own template is used
 
     def open(self, rows: Sequence[Row]) -> tuple[list[Batch], dict[str, Any]]:
         """The batches that answer these rows, and what a sample must keep to be made again.
@@ -172,7 +177,8 @@ class Engine:
         return batches, self._about | {"adapters": [a.fingerprint if a else None for a in adapters]}
 
     def _answer(self, index: int, row: Row) -> _Answer:
-        ids = prompt_ids(self.loaded.tokenizer, row.messages)
+        tokenizer = self.tokenizer_for(row)
+        ids = prompt_ids(tokenizer, row.messages)
         room = self.loaded.max_length - len(ids)
         if room < 1:
             raise UserError(
@@ -181,4 +187,9 @@ class Engine:
             )
         if not ids:
             raise UserError("The prompt is empty. Write something for the model to continue.")
-        return _Answer(index, row, ids, room, GrowingText(self.loaded.tokenizer))
+        ends = self.ends if tokenizer is self.loaded.tokenizer else end_tokens(tokenizer, self._generation)
+        return _Answer(index, row, ids, room, GrowingText(tokenizer), ends)
+
+    def tokenizer_for(self, row: Row) -> PreTrainedTokenizerBase:
+        """With the chat template that the row's adapter was trained with."""
+        return of_adapter(self.loaded.tokenizer, row.adapter) if row.adapter else self.loaded.tokenizer

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jobs.card import AdapterCard
+from jobs.data import templates
 from jobs.methods.base import Method
 from jobs.spec import RunSpec
 from jobs.training import heads
@@ -43,9 +44,11 @@ class Job:
     new: tuple[str, ...] = ()  # parameters of a new head that the method leaves to jobs.training.heads
 
     def complete_adapter(self, folder: Path) -> None:
-        """Put beside the method's own files in `folder` what the head is and, where the method lacks it, its weights."""
+        """Put what the head is beside the method's own files, its weights where the method lacks them, and the chat
+        template where the settings choose one."""
         setting = self.objective.setting
         heads.save(self.model, self.new, folder)
+        templates.save(setting.tokenizer, setting.params, folder)
         AdapterCard(
             base_model=self.spec.base_model.name,
             task=self.spec.task,
