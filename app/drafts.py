@@ -32,22 +32,24 @@ class Settings(NamedTuple):
     name: str
     prompts: tuple[str, ...]
     training: dict[str, Any]
-    methods: dict[str, dict[str, Any]]
-    tasks: dict[str, dict[str, Any]]
+    method_params: dict[str, Any]
+    task_params: dict[str, Any]
 
     @property
     def draft(self) -> Draft:
         """Raises UserError where there is nothing to plan yet."""
         missing = [what for what, value in (("dataset", self.dataset), ("base model", self.base)) if not value]
         UserError.raise_all(f"Choose a {what}." for what in missing)
+        if not self.task:
+            raise UserError("No task fits this dataset and this base model together. Choose another of them.")
         return Draft(
             name=self.name or "",
             base_model_id=self.base,
             dataset_id=self.dataset,
             method=self.method,
-            method_params=self.methods[self.method],
-            task=self.task or next(iter(self.tasks)),
-            task_params=self.tasks.get(self.task or "", {}),
+            method_params=self.method_params,
+            task=self.task,
+            task_params=self.task_params,
             training=self.training,
             prompts=self.prompts,
         )

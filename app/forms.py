@@ -8,6 +8,7 @@ field gives its choices better words; `"advanced": True` puts a field below the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 import gradio as gr
@@ -86,7 +87,90 @@ class Form(Generic[Model]):
                 self._widgets[name] = widget(name, field)
 
 
-def widget(name: str, field: FieldInfo) -> Component:
+class Forms:
+    """The widgets of several models of which one is chosen at a time: a form for each method, a form for each task.
+
+    Fields that are declared alike share a widget, so that twenty-five methods have few more widgets than three: each
+    widget weighs on the page, and every event carries all of them. `show` makes one model's widgets visible, fills
+    them, and hides the rest. Fields named in `apart` are drawn by `draw_apart`, where the page wants them.
+    """
+
+    def __init__(self, kinds: Mapping[str, type[BaseModel]], *, apart: Iterable[str] = ()) -> None:
+        self._kinds = dict(kinds)
+        self._apart = set(apart)
+        self._slots: dict[str, dict[str, str]] = {}  # a model's name: its fields, and the widget of each
+        self._fields: dict[str, tuple[str, FieldInfo]] = {}  # a widget's key: the field as it was declared first
+        for name in self._kinds:
+            self._place(name)
+        self._widgets: dict[str, Component] = {}
+        self._advanced: gr.Accordion | None = None
+        here = [key for key in self._fields if self._fields[key][0] not in self._apart]
+        later = [key for key in here if _extra(self._fields[key][1]).get("advanced")]
+        self._draw([key for key in here if key not in later])
+        if later:
+            with gr.Accordion("Advanced", open=False, visible=False) as self._advanced:
+                self._draw(later)
+        self._later = frozenset(later)
+
+    def draw_apart(self) -> None:
+        """The fields that were left out, into the layout that is open."""
+        self._draw([key for key, (name, _) in self._fields.items() if name in self._apart])
+
+    @property
+    def components(self) -> list[Component]:
+        return list(self._widgets.values())
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `show` changes."""
+        return [*self.components, *([self._advanced] if self._advanced else [])]
+
+    def values(self, name: str, brought: Sequence[Any]) -> dict[str, Any]:
+        """What the widgets hold of one model, by field name, from the values of all `components`."""
+        held = dict(zip(self._widgets, brought, strict=True))
+        return {
+            field: plain(self._kinds[name].model_fields[field], held[key])
+            for field, key in self._slots.get(name, {}).items()
+        }
+
+    def show(self, name: str | None, settings: Mapping[str, Any]) -> dict[Any, Any]:
+        """One model's widgets with these settings (its defaults for the rest), every other hidden; None hides all."""
+        slots = self._slots.get(name or "", {})
+        shows: dict[Any, Any] = {widget: gr.update(visible=False) for widget in self.components}
+        for field, key in slots.items():
+            declared = self._kinds[str(name)].model_fields[field]
+            value = settings.get(field, declared.get_default(call_default_factory=True))
+            shows[self._widgets[key]] = gr.update(visible=True, value=shown(declared, value))
+        if self._advanced:
+            shows[self._advanced] = gr.update(visible=not self._later.isdisjoint(slots.values()))
+        return shows
+
+    def _place(self, name: str) -> None:
+        """Give each field of a model its widget; a new one stands behind the model's field before it."""
+        order, at = list(self._fields), -1
+        self._slots[name] = {}
+        for field, declared in self._kinds[name].model_fields.items():
+            key = _declaration(field, declared)
+            self._slots[name][field] = key
+            if key not in self._fields:
+                order.insert(at + 1, key)
+                self._fields[key] = (field, declared)
+            at = max(at, order.index(key))
+        self._fields = {key: self._fields[key] for key in order}
+
+    def _draw(self, keys: Sequence[str]) -> None:
+        with gr.Row(elem_classes="form-grid") if keys else nullcontext():
+            for key in keys:
+                self._widgets[key] = widget(*self._fields[key], visible=False)
+
+
+def _declaration(name: str, field: FieldInfo) -> str:
+    """Two fields with the same one look alike, whatever their defaults."""
+    said = (name, field.annotation, field.title, field.description, limits_of(field), _extra(field), _is_small(field))
+    return repr(said)
+
+
+def widget(name: str, field: FieldInfo, visible: bool = True) -> Component:
     """The widget of one field, showing its default.
 
     Raises TypeError for a type that has none, which the test over every method and task finds.
@@ -98,6 +182,7 @@ def widget(name: str, field: FieldInfo) -> Component:
         "info": field.description,
         "value": value,
         "interactive": True,
+        "visible": visible,
         "elem_classes": ["field", f"field-{name.replace('_', '-')}"],
     }
     if get_origin(kind) is Literal:

@@ -1,8 +1,8 @@
 """From a dataset and a model to a run: few choices in sight, every setting one click away, Start always in view.
 
-The address holds the choices (/train?dataset=3&base=1&method=lora&preset=quick); /train?run=7 starts from a run's
-settings. The data check runs by itself, and the summary moves with every setting. The parts are in app/train/; here
-are the events.
+The address holds the choices (/train?dataset=3&base=1&method=lora&preset=quick&task=chat); /train?run=7 starts from a
+run's settings; what was typed survives a reload. The data check runs by itself, and the summary moves with every
+setting. The parts are in app/train/; here are the events.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ NAV = "Train"
 ORDER = 20
 ICON = "M5 3.500v17l15-8.500-15-8.500Z"
 
-KEEP_ADDRESS = """(dataset, base, method, preset) => {
-  const chosen = new URLSearchParams();
-  for (const [name, value] of Object.entries({dataset, base, method, preset})) if (value) chosen.set(name, value);
-  history.replaceState(history.state, '', location.pathname + '?' + chosen);
+# What the page holds stays with its entry in the browser's history: a reload and the way back find it, a new visit
+# begins afresh. `address`: whether the choices go into the address too, where they can be shared.
+KEEP = """(...values) => {
+  const chosen = new URLSearchParams(), names = ['dataset', 'base', 'method', 'preset', 'task'];
+  names.forEach((name, i) => { if (values[i]) chosen.set(name, values[i]); });
+  const address = @address ? location.pathname + '?' + chosen : location.href;
+  history.replaceState({...history.state, train: {version: '@version', values}}, '', address);
 }"""
+KEPT = "() => [history.state?.train ? JSON.stringify(history.state.train) : '']"
 OPEN_RUN = """(run) => {
   if (run) { window.location.assign('run?id=' + run); return; }
   const problem = document.querySelector('.train-summary .note.bad');
@@ -42,7 +46,6 @@ def build(service: Service) -> None:
     choosing, starting = Choosing(service, w), Starting(service, w)
     told = guarded(w.words)
     plan, check = told(starting.plan), guarded(w.checked)(starting.check)
-    choose_model = told(choosing.model)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
     # Gradio's usual "once" drops what a person does while the same thing is under way: what reads the page's state
@@ -50,10 +53,8 @@ def build(service: Service) -> None:
     again: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
     beside: dict[str, Any] = {**quiet, "trigger_mode": "multiple"}
     planned = [w.summary, w.words, w.start]
-    seen = [w.checked, w.training_rows, *w.prompts]
-    shown_forms = [*w.training.components, *w.method_groups.values(), *w.method_widgets]
-    task_shown = [w.task, *w.task_groups.values()]
-    chosen = [w.base, w.method, w.preset]
+    seen = [w.checked, w.training_rows, w.cards, *w.prompts]
+    keep, keep_address = (KEEP.replace("@version", w.version).replace("@address", said) for said in ("false", "true"))
 
     def follow(event: Any, *, data_too: bool) -> None:
         """After a choice: the summary at once, and once more when the data has been checked."""
@@ -61,18 +62,33 @@ def build(service: Service) -> None:
         if data_too:
             event.then(check, w.inputs, seen, **beside).then(plan, w.inputs, planned, **again)
 
-    opened = [*w.inputs, *w.method_groups.values(), *w.task_groups.values(), w.lost]
-    follow(gr.on(None, guarded(w.lost)(choosing.open), inputs=[], outputs=opened, **quiet), data_too=True)
-    on_dataset = [*task_shown, *w.prompts, w.leave_out, w.words]
-    follow(w.dataset.input(told(choosing.dataset), w.dataset, on_dataset, **again), data_too=True)
-    follow(w.base.input(choose_model, chosen, [*shown_forms, w.words], **again), data_too=True)
-    follow(w.method.input(choose_model, chosen, [*shown_forms, w.words], **again), data_too=False)
-    on_preset = w.preset.input(told(choosing.preset), [*chosen, w.leave_out], [*shown_forms, w.words], **again)
-    follow(on_preset, data_too=True)
-    gr.on([each.input for each in w.choices], None, w.choices, None, js=KEEP_ADDRESS)
-    touched = [_touched(widget) for widget in [*w.training.components, *w.method_widgets, *w.task_widgets, w.task]]
-    gr.on(touched, plan, w.inputs, planned, **again)
-    rechecks = [_touched(widget) for widget in [w.training["max_length"], w.task, *w.task_widgets]]
+    def choice(event: Any, callback: Any, outputs: list[Any], *, data_too: bool, more: tuple[Any, ...] = ()) -> None:
+        made = event(told(callback), [*w.choices, *more], [*outputs, w.words], **again)
+        made.then(None, w.inputs, None, js=keep_address)
+        follow(made, data_too=data_too)
+
+    opened = [*w.inputs, w.cards, *w.on_task, *w.on_method, w.lost]
+    loaded = gr.on(
+        None, guarded(w.lost)(choosing.open), inputs=w.kept, outputs=list(dict.fromkeys(opened)), js=KEPT, **quiet
+    )
+    follow(loaded, data_too=True)
+    rate = w.training["learning_rate"]
+    choice(w.dataset.input, choosing.dataset, [*w.on_task, w.cards, rate, *w.prompts, w.leave_out], data_too=True)
+    on_model = [rate, w.training["max_length"], *w.on_method]
+    choice(w.base.input, choosing.model, [*w.on_task, w.cards, *on_model], data_too=True)
+    choice(w.task.input, choosing.task, [*w.on_task, w.cards, rate], data_too=True)
+    choice(w.cards.click, choosing.method, on_model, data_too=False)
+    on_preset = [*w.training.components, *w.on_method, w.cards]
+    choice(w.preset.input, choosing.preset, on_preset, data_too=True, more=(w.leave_out,))
+
+    method_widgets, task_widgets = w.method_forms.components, w.task_forms.components
+    settings = [*w.training.components, *method_widgets, *task_widgets]
+    gr.on([_touched(widget) for widget in settings], plan, w.inputs, planned, **again)
+    gr.on(
+        [_touched(widget) for widget in method_widgets], told(choosing.layers), w.inputs, [w.layers, w.words], **again
+    )
+    gr.on([_touched(widget) for widget in [*settings, w.name, *w.prompts]], None, w.inputs, None, js=keep)
+    rechecks = [_touched(widget) for widget in [w.training["max_length"], *task_widgets]]
     gr.on(rechecks, check, w.inputs, seen, **beside).then(plan, w.inputs, planned, **again)
     w.start.click(told(starting.start), w.inputs, [w.words, w.start, w.started], trigger_mode="once", **quiet).then(
         None, w.started, None, js=OPEN_RUN

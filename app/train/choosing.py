@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import gradio as gr
 
 from app.callbacks import Shown, query_number
+from app.drafts import Settings
+from app.train.methods import chosen_method
 from app.train.widgets import Widgets
+from jobs.errors import UserError
 from jobs.presets import PRESETS
 from jobs.service import Service
 from jobs.service.datasets import DatasetView
+from jobs.service.planning import TaskChoice
 
 
 class Choosing:
@@ -20,72 +25,194 @@ class Choosing:
         self._service = service
         self._widgets = widgets
 
-    def open(self, request: gr.Request) -> Shown:
-        """The choices of the address, or a run's settings; sound defaults for the rest."""
+    def open(self, request: gr.Request, kept: str | None) -> Shown:
+        """What the browser kept of this page before a reload; else a run's settings or the choices of the address,
+        with sound defaults for the rest."""
         service, w = self._service, self._widgets
         datasets, bases = service.datasets.list(), service.models.bases()
-        method = str(request.query_params.get("method", ""))
-        preset = str(request.query_params.get("preset", ""))
-        method = method if method in w.methods else next(iter(w.methods))
-        preset = preset if preset in PRESETS else "balanced"
-        dataset_id = query_number(request, "dataset") or (datasets[0].id if datasets else None)
-        base_id = query_number(request, "base") or next((each.id for each in bases if each.available), None)
-        copied = None
-        if (run_id := query_number(request, "run")) is not None:
-            copied = service.runs.get(run_id)
-            dataset_id, base_id, method = copied.dataset_id, copied.base_model_id, copied.spec.method
-        view = next((each for each in datasets if each.id == dataset_id), None)
-        if base_id not in [each.id for each in bases]:
-            base_id = None
+        now = self._kept(kept) or self._asked(request)
+        view = next((each for each in datasets if each.id == now.dataset), None)
+        base_id = now.base if now.base in [each.id for each in bases] else None
+        fitting = service.planning.tasks(view.id, base_id) if view else ()
+        task = _task(fitting, now.task)
         shown: Shown = {
             w.dataset: gr.Dropdown(
                 choices=[(each.name, each.id) for each in datasets], value=view.id if view else None
             ),
             w.base: gr.Dropdown(choices=[(each.name, each.id) for each in bases], value=base_id),
-            w.method: method,
-            w.preset: preset,
-            **w.show_task(view, copied.spec.task if copied else None),
+            w.preset: now.preset,
+            w.name: now.name,
+            **w.show_task(fitting, task, now.task_params),
+            **(w.show_prompts(now.prompts) if now.prompts else self._prompts_for(view)),
         }
-        if copied:
-            spec = copied.spec
-            return {
-                **shown,
-                w.name: spec.name,
-                **w.show_prompts(spec.prompts),
-                **w.show_training(spec.training.model_dump()),
-                **w.show_method(spec.method, spec.method_params),
-                **w.show_task_params(spec.task, spec.task_params),
-            }
-        if base_id is not None:
-            draft = service.planning.defaults(base_id, view.id if view and view.mapping else None, method, preset)
-            shown |= w.show_training(draft.training) | w.show_method(draft.method, draft.method_params)
-        return {**shown, **self._prompts_for(view)}
+        if base_id is None:
+            return shown
+        draft = service.planning.defaults(base_id, None, now.method, now.preset, task)
+        return {
+            **shown,
+            **w.show_training(now.training or draft.training),
+            **w.show_methods(service.planning.methods(base_id, task, now.preset), now.method),
+            **w.show_method(now.method, now.method_params or draft.method_params, service.models.base(base_id).shape),
+        }
 
-    def dataset(self, dataset_id: int | None) -> Shown:
+    def _kept(self, kept: str | None) -> Settings | None:
+        """What the page held when it was left; None where the browser keeps nothing that fits this Graft."""
+        w = self._widgets
+        try:
+            remembered = json.loads(kept or "null") or {}
+            if remembered.get("version") != w.version:
+                return None
+            now = w.settings(remembered["values"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return now if now.method in w.methods and now.preset in PRESETS else None
+
+    def _asked(self, request: gr.Request) -> Settings:
+        """The choices of the address, or of the run that it names. Settings that it does not say are empty."""
+        service, w = self._service, self._widgets
+        if (run_id := query_number(request, "run")) is not None:
+            run = service.runs.get(run_id)
+            spec = run.spec
+            if spec.method in w.methods:
+                return Settings(
+                    dataset=run.dataset_id,
+                    base=run.base_model_id,
+                    method=spec.method,
+                    preset="balanced",
+                    task=spec.task,
+                    name=spec.name,
+                    prompts=spec.prompts,
+                    training=spec.training.model_dump(),
+                    method_params=spec.method_params,
+                    task_params=spec.task_params,
+                )
+        said = {name: str(request.query_params.get(name, "")) for name in ("method", "preset", "task")}
+        dataset = query_number(request, "dataset") or next((each.id for each in service.datasets.list()), None)
+        return Settings(
+            dataset=dataset,
+            base=query_number(request, "base") or self._usual_base(dataset),
+            method=said["method"] if said["method"] in w.methods else next(iter(w.methods)),
+            preset=said["preset"] if said["preset"] in PRESETS else "balanced",
+            task=said["task"] or None,
+            name="",
+            prompts=(),
+            training={},
+            method_params={},
+            task_params={},
+        )
+
+    def _usual_base(self, dataset: int | None) -> int | None:
+        """The first base model that can learn what the dataset holds, else the first."""
+        bases = [each.id for each in self._service.models.bases() if each.available]
+        for base in bases if dataset else ():
+            try:
+                if any(not task.problems for task in self._service.planning.tasks(int(dataset or 0), base)):
+                    return base
+            except UserError:
+                break  # the address names a dataset that is gone
+        return next(iter(bases), None)
+
+    def dataset(self, dataset_id: int | None, base_id: int | None, method: str, preset: str, task: str | None) -> Shown:
+        """Other data: the tasks that fit it, and prompts that suit it."""
         w = self._widgets
         view = self._service.datasets.get(dataset_id) if dataset_id else None
-        return {**w.show_task(view), **self._prompts_for(view), w.leave_out: False}
+        fitting = self._service.planning.tasks(view.id, base_id) if view else ()
+        now = _task(fitting, task)
+        return {
+            **w.show_task(fitting, now, {}),
+            **(self._rate(base_id, method, preset, now) if now != task else {}),
+            **self._cards(base_id, now, preset, method),
+            **self._prompts_for(view),
+            w.leave_out: False,
+        }
 
-    def model(self, base_id: int | None, method: str, preset: str) -> Shown:
-        """Another model or method: what depends on it follows, the rest stays as it was set."""
+    def model(self, dataset_id: int | None, base_id: int | None, method: str, preset: str, task: str | None) -> Shown:
+        """Another model: what depends on it follows, the rest stays as it was set."""
         if base_id is None:
             return {}
         w = self._widgets
-        draft = self._service.planning.defaults(base_id, None, method, preset)
+        fitting = self._service.planning.tasks(dataset_id, base_id) if dataset_id else ()
+        now = _task(fitting, task)
+        return {
+            **(w.show_task(fitting, now, {}) if now != task or not now else {w.task_words: gr.skip()}),
+            **self._cards(base_id, now, preset, method),
+            **self._method(base_id, method, preset, now),
+        }
+
+    def method(
+        self, event: gr.EventData, dataset_id: int | None, base_id: int | None, _: str, preset: str, task: str | None
+    ) -> Shown:
+        """Another method: its own settings and learning rate; the cards move their mark by themselves."""
+        chosen = chosen_method(event)
+        return {self._widgets.method: chosen, **(self._method(base_id, chosen, preset, task) if base_id else {})}
+
+    def task(self, dataset_id: int | None, base_id: int | None, method: str, preset: str, task: str | None) -> Shown:
+        """Another task: its settings, and the methods that can train for it."""
+        fitting = self._service.planning.tasks(dataset_id, base_id) if dataset_id else ()
+        return {
+            **self._widgets.show_task(fitting, task, {}),
+            **self._rate(base_id, method, preset, task),
+            **self._cards(base_id, task, preset, method),
+        }
+
+    def preset(
+        self,
+        dataset_id: int | None,
+        base_id: int | None,
+        method: str,
+        preset: str,
+        task: str | None,
+        leaves_out: bool,
+    ) -> Shown:
+        if base_id is None:
+            return {}
+        w = self._widgets
+        draft = self._service.planning.defaults(base_id, None, method, preset, task)
+        return {
+            **w.show_training(draft.training | {"leave_out_bad_rows": leaves_out}),
+            **w.show_method(method, draft.method_params, self._service.models.base(base_id).shape),
+            **self._cards(base_id, task, preset, method),
+        }
+
+    def layers(self, *values: Any) -> Shown:
+        """The table of layers, as the settings stand."""
+        now = self._widgets.settings(values)
+        if now.base is None:
+            return {}
+        return self._widgets.show_layers(now.method, now.method_params, self._service.models.base(now.base).shape)
+
+    def _method(self, base_id: int, method: str, preset: str, task: str | None) -> Shown:
+        w = self._widgets
+        draft = self._service.planning.defaults(base_id, None, method, preset, task)
         suits = w.show_training(draft.training)
         follows: list[Any] = [w.training[name] for name in ("learning_rate", "max_length")]
-        return {**{widget: suits[widget] for widget in follows}, **w.show_method(method, draft.method_params)}
+        return {
+            **{widget: suits[widget] for widget in follows},
+            **w.show_method(method, draft.method_params, self._service.models.base(base_id).shape),
+        }
 
-    def preset(self, base_id: int | None, method: str, preset: str, leaves_out: bool) -> Shown:
-        if base_id is None:
+    def _rate(self, base_id: int | None, method: str, preset: str, task: str | None) -> Shown:
+        """Another task wants another learning rate."""
+        if base_id is None or task is None:
             return {}
         w = self._widgets
-        draft = self._service.planning.defaults(base_id, None, method, preset)
-        kept = {"leave_out_bad_rows": leaves_out}
-        return {**w.show_training(draft.training | kept), **w.show_method(method, draft.method_params)}
+        draft = self._service.planning.defaults(base_id, None, method, preset, task)
+        rate: Any = w.training["learning_rate"]
+        return {rate: w.show_training(draft.training)[rate]}
+
+    def _cards(self, base_id: int | None, task: str | None, preset: str, method: str) -> Shown:
+        if base_id is None:
+            return {}
+        return self._widgets.show_methods(self._service.planning.methods(base_id, task, preset), method)
 
     def _prompts_for(self, view: DatasetView | None) -> Shown:
         """An example's own prompts; otherwise empty, and the data check fills them in."""
         examples = self._service.examples.list()
         known = next((each.prompts for each in examples if view and each.file == view.filename), ())
         return self._widgets.show_prompts(known)
+
+
+def _task(fitting: tuple[TaskChoice, ...], wanted: str | None) -> str | None:
+    """The wanted task where it can be chosen, else the first that can."""
+    can = [each.name for each in fitting if not each.problems]
+    return wanted if wanted in can else next(iter(can), None)

@@ -12,6 +12,7 @@ from app.components import note_html, progress_html
 from app.drafts import Checks, Starts, usable_length
 from app.train.summary import check_line_html, summary_html, words_html
 from app.train.widgets import Widgets
+from jobs.data.columns import Shape
 from jobs.errors import UserError
 from jobs.service import Service
 from jobs.service.datasets import Preflight, Progress
@@ -69,11 +70,15 @@ class Starting:
                 yield {w.checked: progress_html(news.done / max(news.total, 1), news.text)}
                 continue
             # Prompts of the data itself would show what was learned by heart; a plain text has no usual ones.
-            suggested = USUAL_PROMPTS if draft.task == "chat" else (*news.example_prompts, *USUAL_PROMPTS)
+            plain = Shape.TEXT in w.tasks[draft.task].shapes
+            suggested = (*news.example_prompts, *USUAL_PROMPTS) if plain else USUAL_PROMPTS
             yield {
                 w.checked: check_line_html(news, draft.dataset_id, draft.training["max_length"]),
                 w.training_rows: gr.Column(visible=news.bad_rows > 0),
-                **(dict(zip(w.prompts, suggested, strict=False)) if not now.prompts else {}),
+                **w.show_methods(  # what each needs, now that the longest row is known
+                    self._service.planning.methods(draft.base_model_id, draft.task, now.preset, news), now.method
+                ),
+                **({} if now.prompts else w.show_prompts(suggested)),
             }
 
     def start(self, request: gr.Request, *values: Any) -> Iterator[Shown]:

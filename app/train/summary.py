@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from app.components import bytes_text, count_text, escape, note_html, problems_html
 from app.preflight import notes_html
+from app.train.methods import percent_text
 from jobs.memory import LABELS, Estimate
 from jobs.service.datasets import Preflight
 from jobs.service.models import BaseModelView
@@ -16,7 +17,11 @@ def summary_html(plan: Plan, model: BaseModelView, dataset: str, method: str) ->
     """Who learns what, figures, and the memory bar; all move with every setting."""
     percent = plan.trainable_percent
     sums = [
-        ("Trains", plan.trainable_parameters, f"parameters{f', {_percent(percent)}' if percent is not None else ''}"),
+        (
+            "Trains",
+            plan.trainable_parameters,
+            f"parameters{f', {percent_text(percent)}' if percent is not None else ''}",
+        ),
         ("In", model.shape.layers, "layers"),
         ("Sees", plan.train_rows, "rows"),
         ("Keeps aside", plan.validation_rows, "rows to validate with"),
@@ -92,7 +97,3 @@ def check_line_html(check: Preflight, dataset_id: int, max_length: int) -> str:
 
 def _parts(needs: Estimate) -> list[tuple[str, int]]:
     return [(name, size) for name in LABELS if (size := getattr(needs, name))]
-
-
-def _percent(value: float) -> str:
-    return f"{value:.1f} %" if value >= 1 else f"{value:.2g} %"

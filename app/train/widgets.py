@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
+from pydantic import BaseModel
 
 from app.blocks import markup
 from app.callbacks import Shown
-from app.components import card
+from app.components import card, escape, note_html
 from app.drafts import Settings
-from app.forms import Form
+from app.forms import Form, Forms
+from app.train.layers import FIELDS, layers_html
+from app.train.methods import method_cards, methods_html
 from jobs.methods import all_methods
 from jobs.presets import PRESETS
-from jobs.service.datasets import DatasetView
+from jobs.service.planning import MethodChoice, TaskChoice
+from jobs.shape import ModelShape
 from jobs.spec import TrainingParams
 from jobs.tasks import all_tasks
 
@@ -38,25 +44,15 @@ class Widgets:
                 self.start = gr.Button("Start training", variant="primary", size="lg", elem_classes="start")
                 self.words = markup()
         self.started = gr.Number(visible=False)
+        self.method = gr.Textbox(next(iter(self.methods)), visible=False)
+        self.kept = gr.Textbox(visible=False)  # what the browser remembers of this page
 
     def _draw_choices(self) -> None:
         with card():
-            _heading(1, "Data and model")
+            _heading(1, "Data, model and task")
             with gr.Row(elem_classes="form-grid two"):
                 self.dataset = gr.Dropdown(label="Dataset", interactive=True)
                 self.base = gr.Dropdown(label="Base model", interactive=True)
-            self.checked = markup()
-            self.training_rows = gr.Column(visible=False, elem_classes="plain")
-        with card():
-            _heading(2, "Method")
-            self.method = gr.Radio(
-                [(f"{each.label}\n{each.help}", name) for name, each in self.methods.items()],
-                value=next(iter(self.methods)),
-                show_label=False,
-                label="Method",
-                interactive=True,
-                elem_classes="choices",
-            )
             self.task = gr.Radio(
                 [(f"{each.label}\n{each.help}", name) for name, each in self.tasks.items()],
                 label="Task",
@@ -64,6 +60,17 @@ class Widgets:
                 interactive=True,
                 elem_classes="choices",
             )
+            self.task_words = markup()
+            self.checked = markup()
+            self.training_rows = gr.Column(visible=False, elem_classes="plain")
+        with card():
+            _heading(2, "Method")
+            self.cards = method_cards()
+            with gr.Accordion(
+                "Layers", open=False, elem_classes="settings layers-box", visible=False
+            ) as self.layers_box:
+                self.layer_fields = gr.Column(elem_classes="plain")
+                self.layers = markup()
         with card():
             _heading(3, "How thoroughly")
             self.preset = gr.Radio(
@@ -78,106 +85,139 @@ class Widgets:
     def _draw_settings(self) -> None:
         with card(), gr.Accordion("All settings", open=False, elem_classes="settings"):
             self.training = Form(TrainingParams, without=("leave_out_bad_rows",))
-            self.method_groups, self.method_forms = _forms(self.methods, "settings")
-            self.task_groups, self.task_forms = _forms(self.tasks, "task")
+            self.method_title = markup()
+            self.method_forms = Forms(_params(self.methods), apart=FIELDS)
+            self.task_title = markup()
+            self.task_forms = Forms(_params(self.tasks))
         with self.training_rows:
             self.leave_out = self.training.add("leave_out_bad_rows")
+        with self.layer_fields:
+            self.method_forms.draw_apart()
 
     def _draw_prompts(self) -> None:
         with card():
-            markup(
-                '<h2>Name and test prompts</h2><p class="hint">At every checkpoint base and tuned model answer '
-                "these prompts, so that you see what it learns. Best are ones that are not in the data.</p>"
-            )
+            markup("<h2>Name</h2>")
             self.name = gr.Textbox(
                 label="Name of the run", placeholder="Left empty, it is named after dataset and method"
             )
-            self.prompts = [gr.Textbox(label=f"Prompt {n}", max_lines=3) for n in range(1, PROMPTS + 1)]
+            with gr.Column(elem_classes="plain") as self.prompts_box:
+                markup(
+                    '<h2>Test prompts</h2><p class="hint">At every checkpoint base and tuned model answer these '
+                    "prompts, so that you see what it learns. Best are ones that are not in the data.</p>"
+                )
+                self.prompts = [gr.Textbox(label=f"Prompt {n}", max_lines=3) for n in range(1, PROMPTS + 1)]
 
     @property
     def choices(self) -> list[Any]:
-        return [self.dataset, self.base, self.method, self.preset]
-
-    @property
-    def method_widgets(self) -> list[Any]:
-        return [widget for form in self.method_forms.values() for widget in form.components]
-
-    @property
-    def task_widgets(self) -> list[Any]:
-        return [widget for form in self.task_forms.values() for widget in form.components]
+        return [self.dataset, self.base, self.method, self.preset, self.task]
 
     @property
     def inputs(self) -> list[Any]:
         """Everything that decides the run, in the order that `settings` reads."""
-        forms = [*self.training.components, *self.method_widgets, *self.task_widgets]
-        return [*self.choices, self.task, self.name, *self.prompts, *forms]
+        forms = [*self.training.components, *self.method_forms.components, *self.task_forms.components]
+        return [*self.choices, self.name, *self.prompts, *forms]
+
+    @property
+    def version(self) -> str:
+        """Another one where `inputs` mean something else: what a browser remembers of an earlier Graft is void."""
+        kinds: list[type[BaseModel]] = [TrainingParams, *_params(self.methods).values(), *_params(self.tasks).values()]
+        said = json.dumps([kind.model_json_schema() for kind in kinds], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()[:12]
 
     def settings(self, values: Sequence[Any]) -> Settings:
-        """What `inputs` hold."""
+        """What `inputs` hold. Raises ValueError for another number of them."""
         rest = list(values)
 
         def take(count: int) -> list[Any]:
+            if len(rest) < count:
+                raise ValueError(f"{len(values)} values")
             taken, rest[:count] = rest[:count], []
             return taken
 
-        def form_values(form: Form[Any]) -> dict[str, Any]:
-            return form.values(take(len(form.components)))
-
         chosen = dict(zip(("dataset", "base", "method", "preset", "task", "name"), take(6), strict=True))
+        prompts = take(PROMPTS)
+        training = self.training.values(take(len(self.training.components)))
+        method_values, task_values = (
+            forms.values(chosen[which] or "", take(len(forms.components)))
+            for which, forms in (("method", self.method_forms), ("task", self.task_forms))
+        )
+        talks = chosen["task"] in self.tasks and self.tasks[chosen["task"]].talks
         return Settings(
             **chosen,
-            prompts=tuple(text for text in take(PROMPTS) if text and text.strip()),
-            training=form_values(self.training),
-            methods={key: form_values(form) for key, form in self.method_forms.items()},
-            tasks={key: form_values(form) for key, form in self.task_forms.items()},
+            prompts=tuple(text for text in prompts if text and text.strip()) if talks else (),
+            training=training,
+            method_params=method_values,
+            task_params=task_values,
         )
 
-    def show_task(self, view: DatasetView | None, chosen: str | None = None) -> Shown:
-        """The tasks this dataset can be used for; nothing to choose where there is one."""
-        shape = view.mapping.shape if view and view.mapping else None
-        fitting = [key for key, each in self.tasks.items() if shape in each.shapes]
-        value = chosen if chosen in fitting else (fitting[0] if fitting else None)
+    def show_task(self, fitting: Sequence[TaskChoice], chosen: str | None, params: dict[str, Any]) -> Shown:
+        """The tasks to choose from, in words where there is one or none; the chosen one's settings."""
+        can = [each for each in fitting if not each.problems]
         return {
             self.task: gr.Radio(
-                choices=[(f"{self.tasks[key].label}\n{self.tasks[key].help}", key) for key in fitting],
-                value=value,
-                visible=len(fitting) > 1,
+                choices=[(f"{each.label}\n{each.help}", each.name) for each in can],
+                value=chosen,
+                visible=len(can) > 1,
             ),
-            **{
-                group: gr.Column(visible=key == value and bool(self.task_forms[key].names))
-                for key, group in self.task_groups.items()
-            },
+            self.task_words: _task_words(fitting),
+            self.task_title: self._title(self.tasks.get(chosen or ""), "task"),
+            self.prompts_box: gr.Column(visible=chosen in self.tasks and self.tasks[str(chosen)].talks),
+            **self.task_forms.show(chosen, params),
         }
 
     def show_training(self, values: dict[str, Any]) -> Shown:
-        return _show(self.training, values)
+        return dict(zip(self.training.components, self.training.show(values), strict=True))
 
-    def show_task_params(self, task: str, values: dict[str, Any]) -> Shown:
-        return _show(self.task_forms[task], values) if task in self.task_forms else {}
+    def show_methods(self, choices: Sequence[MethodChoice], chosen: str) -> Shown:
+        return {self.cards: methods_html(choices, chosen)}
 
-    def show_method(self, chosen: str, params: dict[str, Any]) -> Shown:
+    def show_method(self, chosen: str, params: dict[str, Any], shape: ModelShape) -> Shown:
+        """The method's settings, and the layers it trains on this model."""
+        layers = layers_html(chosen, params, shape)
         return {
-            **{group: gr.Column(visible=key == chosen) for key, group in self.method_groups.items()},
-            **_show(self.method_forms[chosen], params),
+            self.method: chosen,
+            self.method_title: self._title(self.methods[chosen], "settings"),
+            self.layers_box: gr.Accordion(visible=bool(layers)),
+            self.layers: layers,
+            **self.method_forms.show(chosen, params),
         }
+
+    def show_layers(self, method: str, params: dict[str, Any], shape: ModelShape) -> Shown:
+        return {self.layers: layers_html(method, params, shape)}
 
     def show_prompts(self, texts: Sequence[str]) -> Shown:
         return dict(zip(self.prompts, (*texts[:PROMPTS], *[""] * PROMPTS), strict=False))
 
+    @property
+    def on_task(self) -> list[Any]:
+        """What `show_task` changes."""
+        return [self.task, self.task_words, self.task_title, self.prompts_box, *self.task_forms.outputs]
 
-def _show(form: Form[Any], values: dict[str, Any]) -> Shown:
-    return dict(zip(form.components, form.show(values), strict=True))
+    @property
+    def on_method(self) -> list[Any]:
+        """What `show_method` changes."""
+        return [self.method, self.method_title, self.layers_box, self.layers, *self.method_forms.outputs]
+
+    @staticmethod
+    def _title(each: Any, what: str) -> str:
+        has_any = each is not None and bool(type(each).Params.model_fields)
+        return f"<h3>{escape(each.label)} {what}</h3>" if has_any else ""
+
+
+def _task_words(fitting: Sequence[TaskChoice]) -> str:
+    can = [each for each in fitting if not each.problems]
+    cannot = "".join(note_html(" ".join(each.problems), "info" if can else "warn") for each in fitting if each.problems)
+    if len(can) == 1:
+        return (
+            f'<p class="task-line"><b>{escape(can[0].label)}</b> <span class="hint">{escape(can[0].help)}</span></p>'
+            f"{cannot}"
+        )
+    return cannot
+
+
+def _params(registry: dict[str, Any]) -> dict[str, type[BaseModel]]:
+    return {name: type(each).Params for name, each in registry.items()}
 
 
 def _heading(number: int, text: str) -> None:
     markup(f'<h2 class="step"><b>{number}</b>{text}</h2>')
-
-
-def _forms(registry: dict[str, Any], what: str) -> tuple[dict[str, gr.Column], dict[str, Form[Any]]]:
-    """A form for every method or task, each in a group that is shown when it is chosen."""
-    groups, forms = {}, {}
-    for index, (key, each) in enumerate(registry.items()):
-        with gr.Column(visible=index == 0 and what == "settings", elem_classes="plain") as groups[key]:
-            markup(f"<h3>{each.label} {what}</h3>")
-            forms[key] = Form(type(each).Params)
-    return groups, forms

@@ -13,8 +13,18 @@ from jobs.hardware import Hardware, this_machine
 from jobs.memory import Estimate, estimate, fits
 from jobs.methods import method as find_method
 from jobs.presets import preset as find_preset
+from jobs.service.choices import (
+    MethodChoice,
+    TaskChoice,
+    methods_for,
+    preset_params,
+    share,
+    task_problem,
+    tasks_for,
+)
 from jobs.service.datasets import Datasets, Preflight
 from jobs.service.models import Models
+from jobs.shape import ModelShape
 from jobs.spec import DatasetRef, RunSpec, TrainingParams
 from jobs.tasks import task as find_task
 from jobs.tasks import task_for
@@ -58,25 +68,45 @@ class Planning:
         self._models = models
         self._datasets = datasets
 
+    def tasks(self, dataset_id: int, base_model_id: int | None) -> tuple[TaskChoice, ...]:
+        """The tasks that the dataset's shape allows; those that the model cannot learn say why."""
+        shape = self._models.base(base_model_id).shape if base_model_id else None
+        return tasks_for(self._datasets.get(dataset_id).mapping, shape)
+
+    def methods(
+        self, base_model_id: int, task: str | None, preset: str = "balanced", check: Preflight | None = None
+    ) -> tuple[MethodChoice, ...]:
+        """Every method with its cost on this model and a preset's settings; those that cannot be chosen say why."""
+        shape = self._models.base(base_model_id).shape
+        training = TrainingParams(**{**find_preset(preset).training, "max_length": _usual_length(shape)})
+        longest = check.longest if check else None
+        chosen = find_task(task) if task else None
+        return methods_for(shape, chosen, find_preset(preset), training, this_machine(), longest)
+
     def defaults(
-        self, base_model_id: int, dataset_id: int | None, method: str = "lora", preset: str = "balanced"
+        self,
+        base_model_id: int,
+        dataset_id: int | None,
+        method: str = "lora",
+        preset: str = "balanced",
+        task: str | None = None,
     ) -> Draft:
-        """A draft with the preset's settings for this model, dataset and method."""
+        """A draft with the preset's settings for this model, dataset, method and task, or the dataset's usual task."""
         shape = self._models.base(base_model_id).shape
         chosen, settings = find_method(method), find_preset(preset)
-        mapping = self._datasets.get(dataset_id).mapping if dataset_id else None
-        training = {"learning_rate": chosen.learning_rate(shape), **settings.training}
-        training["max_length"] = min(TrainingParams().max_length, shape.max_length)
-        known = type(chosen).Params.model_fields
+        if task is None:
+            fitting = self.tasks(dataset_id, base_model_id) if dataset_id else ()
+            usual = next((each for each in fitting if not each.problems), next(iter(fitting), None))
+            task = usual.name if usual else "chat"
+        rate = chosen.learning_rate(shape) * find_task(task).rate_scale
+        training = {"learning_rate": float(f"{rate:.2g}"), **settings.training}
+        training["max_length"] = _usual_length(shape)
         return Draft(
             base_model_id=base_model_id,
             dataset_id=dataset_id or 0,
             method=method,
-            method_params={
-                **type(chosen).Params().model_dump(),
-                **{name: value for name, value in settings.method.items() if name in known},
-            },
-            task=task_for(mapping.shape).name if mapping else "chat",
+            method_params=preset_params(chosen, settings),
+            task=task,
             training=TrainingParams(**training).model_dump(),
         )
 
@@ -106,13 +136,16 @@ class Planning:
                     f"You set the task to {task.label}, but {dataset.name!r} holds "  # type: ignore[union-attr]
                     f"{mapping.shape} data. Choose the task {task_for(mapping.shape).label}, or change its columns."
                 )
-            problems += task.check_data(task_params, mapping, base.shape.has_chat_template)
+            else:
+                problems += task.check_data(task_params, mapping, base.shape.has_chat_template)
             problems += task.check_model(task_params, base.shape)
         if base and not base.available:
             problems.append(
                 f"The files of {base.name} are no longer at {base.location}. Put them back or choose another."
             )
         if base and method and method_params:
+            if task:
+                problems += task_problem(method, task)
             problems += method.check(method_params, base.shape, hardware)
             notes += method.notes(method_params, base.shape, hardware)
         if base and training and training.max_length > base.shape.max_length:
@@ -180,11 +213,15 @@ class Planning:
             free_memory=hardware.memory_free,
             device=hardware.name,
             trainable_parameters=trainable,
-            trainable_percent=100 * trainable / (base.shape.parameters + trainable) if base and trainable else None,
+            trainable_percent=share(trainable, base.shape) if base and trainable else None,
             train_rows=train_rows,
             validation_rows=validation_rows,
             steps=steps,
         )
+
+
+def _usual_length(shape: ModelShape) -> int:
+    return min(TrainingParams().max_length, shape.max_length)
 
 
 def _try(problems: list[str], call: Any) -> Any:

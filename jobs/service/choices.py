@@ -1,0 +1,128 @@
+"""What can be chosen for a dataset and a model: the tasks that fit, and every method with its cost here.
+
+Answers in milliseconds from sizes alone; what does not apply comes with the reason, in the user's words.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.data.columns import Mapping
+from jobs.frozen import Frozen
+from jobs.hardware import Hardware
+from jobs.memory import estimate, fits
+from jobs.methods import all_methods
+from jobs.methods.base import Method
+from jobs.presets import Preset
+from jobs.shape import ModelShape
+from jobs.spec import TrainingParams
+from jobs.tasks import all_tasks
+from jobs.tasks.base import Task
+
+
+class TaskChoice(Frozen):
+    """A task that the dataset's shape allows."""
+
+    name: str
+    label: str
+    help: str
+    problems: tuple[str, ...]  # why this model cannot learn it; empty where it can
+
+
+class MethodChoice(Frozen):
+    """A method and what it costs on this model, with a preset's settings."""
+
+    name: str
+    label: str
+    help: str
+    group: str
+    recommended: bool
+    merges: bool
+    slows_answers: bool
+    trainable: int | None  # parameters, a task's new head not among them
+    percent: float | None  # of all the model's parameters
+    memory: int | None  # bytes at the peak
+    fits: bool | None
+    problems: tuple[str, ...]  # why it cannot be chosen here; empty where it can
+
+
+def tasks_for(mapping: Mapping | None, shape: ModelShape | None) -> tuple[TaskChoice, ...]:
+    """In the order the form shows them, the usual one first; without a model, only the data decides."""
+    if mapping is None:
+        return ()
+    return tuple(
+        TaskChoice(name=name, label=task.label, help=task.help, problems=tuple(_task_problems(task, mapping, shape)))
+        for name, task in all_tasks().items()
+        if mapping.shape in task.shapes
+    )
+
+
+def _task_problems(task: Task, mapping: Mapping, shape: ModelShape | None) -> list[str]:
+    if shape is None:
+        return []
+    params = type(task).Params()
+    return [*task.check_data(params, mapping, shape.has_chat_template), *task.check_model(params, shape)]
+
+
+def methods_for(
+    shape: ModelShape,
+    task: Task | None,
+    preset: Preset,
+    training: TrainingParams,
+    hardware: Hardware,
+    longest_row: int | None = None,
+) -> tuple[MethodChoice, ...]:
+    """Every method there is, in the order the form shows them. `longest_row` in tokens, where the data was checked."""
+    return tuple(
+        _method_choice(each, shape, task, preset, training, hardware, longest_row) for each in all_methods().values()
+    )
+
+
+def preset_params(method: Method, preset: Preset) -> dict[str, Any]:
+    """The method's defaults with its settings of the preset's size over them."""
+    sized = {name: by_size[preset.size] for name, by_size in method.sizes.items()}
+    return type(method).Params(**sized).model_dump()
+
+
+def task_problem(method: Method, task: Task) -> list[str]:
+    """Why a method cannot train for a task; empty where it can."""
+    if task.peft_task_type in method.task_types:
+        return []
+    return [f"{method.label} cannot be trained for the task {task.label}. Choose another method."]
+
+
+def _method_choice(
+    method: Method,
+    shape: ModelShape,
+    task: Task | None,
+    preset: Preset,
+    training: TrainingParams,
+    hardware: Hardware,
+    longest_row: int | None,
+) -> MethodChoice:
+    params = type(method).Params(**preset_params(method, preset))
+    problems = [*(task_problem(method, task) if task else []), *method.check(params, shape, hardware)]
+    trainable = memory = enough = None
+    if not problems:
+        trainable = method.trainable(params, shape)
+        needs = estimate(shape, method, params, training, hardware, longest_row)
+        memory, enough = needs.total, fits(needs, hardware)
+    return MethodChoice(
+        name=method.name,
+        label=method.label,
+        help=method.help,
+        group=method.group,
+        recommended=not problems and method.recommended(hardware),
+        merges=method.merges,
+        slows_answers=method.slows_answers,
+        trainable=trainable,
+        percent=share(trainable, shape) if trainable is not None else None,
+        memory=memory,
+        fits=enough,
+        problems=tuple(problems),
+    )
+
+
+def share(trainable: int, shape: ModelShape) -> float:
+    """Percent of all parameters that are trained; a method that trains the base's own adds none."""
+    return 100 * trainable / max(shape.parameters, 1)
