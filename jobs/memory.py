@@ -75,7 +75,7 @@ def estimate(
     per_token = _activations_a_token(shape, training.recompute, width, method.quantization(params) != "none")
     return Estimate(
         base=_base(shape, method, params, width, hardware),
-        adapter=trainable * FP32,  # PEFT keeps adapter weights in 32 bits
+        adapter=0 if method.trains_base else trainable * FP32,  # adapter weights are kept in 32 bits
         gradients=trainable * FP32,
         optimizer=trainable * 2 * FP32,  # AdamW's two moments
         activations=int(tokens * per_token * _overhead(hardware)),
@@ -90,6 +90,8 @@ def fits(needs: Estimate, hardware: Hardware) -> bool:
 
 
 def _base(shape: ModelShape, method: Method, params: Frozen, width: int, hardware: Hardware) -> int:
+    if method.trains_base:  # in 32 bits; autocast's narrow copy of a matrix lives from forward to backward
+        return shape.parameters * FP32 + (shape.parameters * width if width < FP32 else 0)
     if method.quantization(params) == "none" or hardware.device == "cpu":
         # On a CPU the whole model is in memory before it is quantized: the 4-bit weights do not lower the peak.
         return shape.parameters * width

@@ -30,7 +30,7 @@ PARENT = (
     "jobs.prepare",
 )
 # Packages of the children: torch is their business. What the parent side imports of them is looked at from there.
-CHILDREN = ("jobs.training", "jobs.inference", "jobs.export", "jobs.starter")
+CHILDREN = ("jobs.training", "jobs.inference", "jobs.modules", "jobs.export", "jobs.starter")
 
 
 def module_name(path: Path) -> str:

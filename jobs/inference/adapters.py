@@ -1,6 +1,7 @@
 """Adapters on one resident base: attached by name when they are first asked for, the least used let go.
 
-Plain LoRA goes into the stacked layers (jobs.inference.stacked), any number in one batch. Every other kind goes through
+Plain LoRA goes into the stacked layers (jobs.inference.stacked), any number in one batch. The kinds that PEFT lacks are
+put on for a pass and taken off after it (jobs.modules.overlay), one adapter a batch. Every other kind goes through
 PEFT, one adapter at a time and one row a batch, because only LoRA may share a forward pass (PEFT takes `adapter_names`
 for some other kinds and ignores it: base rows then get the adapter's answer).
 """
@@ -18,6 +19,9 @@ from typing import Any
 from jobs.errors import UserError
 from jobs.inference.load import Loaded
 from jobs.inference.stacked import ORDINARY_STARTS, Pairs, Plan, StackedLora, lay_out, read_config
+from jobs.modules.config import Kind
+from jobs.modules.config import read_config as own_config
+from jobs.modules.overlay import Overlay, Resident
 
 KEPT = 8  # adapters in memory at once
 
@@ -25,22 +29,24 @@ KEPT = 8  # adapters in memory at once
 @dataclass(frozen=True)
 class Adapter:
     folder: Path
-    fingerprint: str  # SHA-256 of its weights
-    stamp: tuple[int, int]  # size and time of its file: a run that was resumed writes a new one in its place
-    pairs: Pairs | None  # None: through PEFT
+    fingerprint: str  # SHA-256 of its weights; of their SHA-256s where they are several files
+    stamp: tuple[tuple[int, int], ...]  # size and time of its files: a resumed run writes new ones in their place
+    pairs: Pairs | None = None  # plain LoRA's matrices
+    overlay: Overlay | None = None  # of a kind that PEFT lacks; neither: through PEFT
 
 
 @dataclass(frozen=True)
 class Group:
-    """Who answers the rows of one batch: each row's LoRA, or one PEFT adapter for its only row."""
+    """Who answers the rows of one batch: each row's LoRA, one overlay for all, or one PEFT adapter for its only row."""
 
     plan: Plan
     rows: tuple[Pairs, ...] = ()
+    overlay: Overlay | None = None
     peft: Adapter | None = None
 
     def keep(self, indices: Sequence[int]) -> Group:
         """The group of the rows that go on."""
-        if self.peft:
+        if self.peft or self.overlay:
             return self
         rows = tuple(self.rows[index] for index in indices)
         return Group(lay_out(rows), rows)
@@ -50,28 +56,20 @@ class Adapters:
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
         self._stacked = StackedLora(loaded.model)
+        self._resident = Resident(loaded.model, loaded.name, loaded.dtype)
         self._known: OrderedDict[Path, Adapter] = OrderedDict()
         self._peft: Any = None  # the PeftModel round the base, where one is attached
         self._attached: Adapter | None = None
 
     def get(self, folder: Path) -> Adapter:
         """Read it, or take it from memory. Raises UserError where it cannot be used."""
-        weights = folder / "adapter_model.safetensors"
         try:
-            stat = weights.stat()
-            stamp = (stat.st_size, stat.st_mtime_ns)
+            weights = sorted(folder.rglob("*.safetensors")) or [folder / "adapter_model.safetensors"]
+            stamp = tuple((stat.st_size, stat.st_mtime_ns) for stat in map(Path.stat, weights))
             adapter = self._known.get(folder)
             if adapter is None or adapter.stamp != stamp:
-                config = read_config(folder)
-                pairs = self._stacked.read(folder, config, self._loaded.device, self._loaded.dtype)
-                if pairs is None and config.get("init_lora_weights", True) not in ORDINARY_STARTS:
-                    raise UserError(
-                        f"The adapter in {folder} was saved with init_lora_weights={config['init_lora_weights']!r}, "
-                        "which changes the base model as it loads. Convert it to plain LoRA first."
-                    )
-                with weights.open("rb") as file:
-                    fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-                adapter = Adapter(folder, fingerprint, stamp, pairs)
+                self._known.pop(folder, None)
+                adapter = self._read(folder, weights, stamp)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"The adapter in {folder} cannot be read ({type(error).__name__}: {error}).") from error
         self._check_sizes(adapter)
@@ -80,6 +78,22 @@ class Adapters:
         while len(self._known) > KEPT:
             self._known.popitem(last=False)  # a batch that still uses it holds its matrices itself
         return adapter
+
+    def _read(self, folder: Path, weights: Sequence[Path], stamp: tuple[tuple[int, int], ...]) -> Adapter:
+        fingerprint = _fingerprint(weights)
+        if own := own_config(folder):
+            if own.peft_type is Kind.FULL:  # as large as the base: the last one makes room
+                for known in [path for path, each in self._known.items() if each.overlay and each.overlay.whole]:
+                    del self._known[known]
+            return Adapter(folder, fingerprint, stamp, overlay=self._resident.overlay(folder, own))
+        config = read_config(folder)
+        pairs = self._stacked.read(folder, config, self._loaded.device, self._loaded.dtype)
+        if pairs is None and config.get("init_lora_weights", True) not in ORDINARY_STARTS:
+            raise UserError(
+                f"The adapter in {folder} was saved with init_lora_weights={config['init_lora_weights']!r}, "
+                "which changes the base model as it loads. Convert it to plain LoRA first."
+            )
+        return Adapter(folder, fingerprint, stamp, pairs)
 
     def _check_sizes(self, adapter: Adapter) -> None:
         for name, (down, up) in (adapter.pairs or {}).items():
@@ -99,7 +113,10 @@ class Adapters:
             return (self._peft if first else self._peft.base_model)(**inputs)
         self._stacked.active = group.plan
         try:
-            with self._peft.disable_adapter() if self._peft else contextlib.nullcontext():
+            with (
+                self._peft.disable_adapter() if self._peft else contextlib.nullcontext(),
+                group.overlay.on() if group.overlay else contextlib.nullcontext(),
+            ):
                 return self._loaded.model(**inputs)
         finally:
             self._stacked.active = {}
@@ -123,12 +140,25 @@ class Adapters:
 def together(adapters: Sequence[Adapter | None]) -> list[tuple[Group, list[int]]]:
     """The batches for rows with these adapters (None: bare base), each with the indices of its rows in batch order."""
     stacked = [index for index, adapter in enumerate(adapters) if adapter is None or adapter.pairs is not None]
+    overlaid: dict[Path, list[int]] = {}
     stacked.sort(key=lambda index: adapters[index] is not None)  # bare rows first, as lay_out wants
     groups = []
     if stacked:
         rows = tuple((adapters[index].pairs or {}) if adapters[index] else {} for index in stacked)  # type: ignore[union-attr]
         groups.append((Group(lay_out(rows), rows), stacked))
     for index, adapter in enumerate(adapters):
-        if adapter and adapter.pairs is None:
+        if adapter and adapter.overlay:
+            overlaid.setdefault(adapter.folder, []).append(index)
+        elif adapter and adapter.pairs is None:
             groups.append((Group({}, peft=adapter), [index]))
+    for members in overlaid.values():
+        groups.append((Group({}, overlay=adapters[members[0]].overlay), members))  # type: ignore[union-attr]
     return groups
+
+
+def _fingerprint(files: Sequence[Path]) -> str:
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

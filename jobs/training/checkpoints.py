@@ -1,7 +1,8 @@
 """Checkpoints of a run: checkpoint-<step>/ with adapter/ (to answer with), state/ (to go on from: what was trained and
 the loop's own) and progress.json.
 
-A folder of that name is whole: it was written under another name and renamed. The best and the newest are kept.
+A folder of that name is whole: it was written under another name and renamed. The best and the newest are kept; of the
+best, where it is not the newest, only what answers.
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ class Checkpoints:
         for old in self._all():
             if old.step not in (progress.step, progress.best_step):
                 shutil.rmtree(old.folder, ignore_errors=True)
+            elif old.step != progress.step:  # nobody goes on from there, and the state is the largest part
+                shutil.rmtree(old.state, ignore_errors=True)
         return Checkpoint(self._folder / f"checkpoint-{progress.step}")
 
     def _all(self) -> list[Checkpoint]:

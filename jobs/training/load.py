@@ -78,12 +78,18 @@ def load_tokenizer(base: BaseModelRef) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    base: BaseModelRef, auto_class: str, head: dict[str, Any], quantization: BitsAndBytesConfig | None, device: Device
+    base: BaseModelRef,
+    auto_class: str,
+    head: dict[str, Any],
+    quantization: BitsAndBytesConfig | None,
+    device: Device,
+    dtype: torch.dtype | None = None,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The base model on its device with the task's head, held as the method wants it, and the names of the parameters
     that the base model's files do not have. Weights from safetensors only.
 
     `head` is what the model's config must say of the head. What is new is drawn from torch's random state.
+    `dtype`: of the weights, where it is not the one that the device computes in.
     Raises UserError where more than a head is new.
     """
     import transformers
@@ -96,7 +102,7 @@ def load_model(
     model, found = getattr(transformers, auto_class).from_pretrained(
         base.source,
         revision=base.revision,
-        dtype=device.dtype,
+        dtype=dtype or device.dtype,
         use_safetensors=True,
         trust_remote_code=False,
         quantization_config=quantization,
@@ -109,7 +115,8 @@ def load_model(
     if any(_LAYER.search(name) for name in new):
         raise UserError(
             f"The files of {base.name} do not hold the weights of {type(model).__name__}: {len(new):,} parameters are "
-            f"missing, among them {next(name for name in new if _LAYER.search(name))}. Choose another base model or task."
+            f"missing, among them {next(name for name in new if _LAYER.search(name))}. "
+            "Choose another base model or task."
         )
     model.config.use_cache = False  # training keeps no key-value cache; generation asks for its own
     return model, tuple(new)
@@ -120,14 +127,16 @@ def _renamed(base: BaseModelRef, auto_class: str) -> dict[str, str] | None:
     without an error, as random numbers."""
     import transformers
 
+    bodies: Any = transformers.MODEL_MAPPING
+    answering: Any = transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING
     if auto_class != "AutoModelForQuestionAnswering":
         return None
     config = transformers.AutoConfig.from_pretrained(base.source, revision=base.revision, trust_remote_code=False)
     try:
-        own = transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)].base_model_prefix
+        own = answering[type(config)].base_model_prefix
     except KeyError:
         raise UserError(f"{base.name} ({config.model_type}) has no question-answering form in transformers.") from None
-    files = transformers.MODEL_MAPPING[type(config)].base_model_prefix
+    files = bodies[type(config)].base_model_prefix
     return None if own == files else {rf"^{files}\.": f"{own}."}
 
 

@@ -16,7 +16,7 @@ MAX_NEW_TOKENS = 48
 
 
 class FixedPrompts:
-    """Answers the same prompts again and again. The base answers once, when the tuned model first does.
+    """Answers the same prompts again and again. The base answers once: when the tuned model first does, or when asked.
 
     Training must not notice: mode and random state are as before.
     """
@@ -32,6 +32,11 @@ class FixedPrompts:
 
     def __bool__(self) -> bool:
         return bool(self._prompts)
+
+    def answer_as_base(self) -> None:
+        """The untrained model's answers, for a run that will leave no base to ask."""
+        with self._undisturbed():
+            self._base = self._generate()
 
     def answers(self) -> tuple[PromptAnswer, ...]:
         with self._undisturbed():

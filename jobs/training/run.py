@@ -18,6 +18,7 @@ from typing import Any, Literal
 from jobs import methods, tasks
 from jobs.data.columns import Shape
 from jobs.data.store import count_rows, read_raw, read_rows
+from jobs.data.templates import with_template
 from jobs.errors import UserError
 from jobs.events import EventLog, Phase, Started
 from jobs.files import write_whole
@@ -110,13 +111,14 @@ class Attempt:
         return monitor
 
     def _prepare(self, spec: RunSpec, checkpoints: Checkpoints) -> tuple[Job, FixedPrompts, int]:
+        import torch
         from transformers import set_seed
 
         method, task = methods.method(spec.method), tasks.task(spec.task)
         params = method.Params(**spec.method_params)
         self._say("Loading the tokenizer")
         device = self._device = load.choose_device()
-        tokenizer = load.load_tokenizer(spec.base_model)
+        tokenizer = with_template(load.load_tokenizer(spec.base_model), task.Params(**spec.task_params))
         self._give_up_if_asked()
         train, validation, left_out = self._rows(spec, task, tokenizer)
         self._give_up_if_asked()
@@ -138,6 +140,7 @@ class Attempt:
             task.head_config(setting),
             method.quantization_config(params, device.dtype),
             device,
+            torch.float32 if method.trains_base else None,  # see jobs.modules.tuned
         )
         taken = rows_taken(train, spec.training, total_steps)
         prepared = task.prepare(
@@ -157,6 +160,14 @@ class Attempt:
         if spec.training.recompute:
             model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
         self._trainable, self._total = model.get_nb_trainable_parameters()  # knows how many a 4-bit tensor holds
+        as_chat = Shape.TEXT not in task.shapes and bool(tokenizer.chat_template)
+        prompts = FixedPrompts(model, tokenizer, spec.prompts if task.talks else (), as_chat, device)
+        if method.trains_base and prompts:
+            self._say("Answering the fixed prompts with the base model")
+            try:
+                prompts.answer_as_base()  # later it is gone
+            except Exception:
+                logger.exception("The base model could not answer the fixed prompts; training goes on.")
         newest = checkpoints.newest()
         if newest:
             self._say(f"Going on after step {newest.step:,}")
@@ -176,9 +187,7 @@ class Attempt:
             state=newest.state if newest else None,
             new=new,
         )
-        as_chat = Shape.TEXT not in task.shapes and bool(tokenizer.chat_template)
-        prompts = spec.prompts if task.talks else ()
-        return job, FixedPrompts(model, tokenizer, prompts, as_chat, device), left_out
+        return job, prompts, left_out
 
     def _rows(self, spec: RunSpec, task: tasks.Task, tokenizer: Any) -> tuple[list[Row], list[Row], int]:
         total = count_rows(spec.dataset.rows)
