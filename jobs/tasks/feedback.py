@@ -15,8 +15,8 @@ from jobs.data.columns import Mapping, Shape
 from jobs.data.conversation import before_answer
 from jobs.data.preferences import feedback_of, pair_of, thumb
 from jobs.data.rendering import Rendered
+from jobs.data.templates import Templated
 from jobs.errors import RowProblem
-from jobs.frozen import Frozen
 from jobs.tasks.base import Encoded, Scores, Task
 from jobs.tasks.chat import needs_template
 from jobs.tasks.comparing import cut_both, mean, one_by_one, reference_log_probs, render_since
@@ -55,7 +55,7 @@ class KTO(Task):
     rate_scale: ClassVar[float] = 0.2
     follows_steps = True
 
-    class Params(Frozen):
+    class Params(Templated):
         beta: float = Field(
             0.1,
             ge=0.001,
@@ -72,7 +72,7 @@ class KTO(Task):
     def check_data(self, params: Any, mapping: Mapping, has_chat_template: bool) -> list[str]:
         return [
             *super().check_data(params, mapping, has_chat_template),
-            *needs_template(self.label, has_chat_template),
+            *needs_template(params, has_chat_template),
         ]
 
     def texts(

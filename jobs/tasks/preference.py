@@ -15,7 +15,7 @@ from jobs.data.columns import Mapping, Shape
 from jobs.data.conversation import before_answer
 from jobs.data.preferences import pair_of
 from jobs.data.rendering import Rendered
-from jobs.frozen import Frozen
+from jobs.data.templates import Templated
 from jobs.tasks.base import Encoded, Scores, Task
 from jobs.tasks.chat import needs_template
 from jobs.tasks.comparing import answer_lengths, cut_both, mean, one_by_one, reference_log_probs, render_since
@@ -40,7 +40,7 @@ class Preference(Task):
     def check_data(self, params: Any, mapping: Mapping, has_chat_template: bool) -> list[str]:
         return [
             *super().check_data(params, mapping, has_chat_template),
-            *needs_template(self.label, has_chat_template),
+            *needs_template(params, has_chat_template),
         ]
 
     def texts(
@@ -80,7 +80,7 @@ class DPO(Preference):
     order = 30
     rate_scale: ClassVar[float] = 0.1
 
-    class Params(Frozen):
+    class Params(Templated):
         beta: float = Field(
             0.1,
             ge=0.001,
@@ -163,7 +163,7 @@ class ORPO(Preference):
     order = 31
     rate_scale: ClassVar[float] = 0.5
 
-    class Params(Frozen):
+    class Params(Templated):
         strength: float = Field(
             0.1,
             ge=0.001,
