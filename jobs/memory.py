@@ -63,14 +63,16 @@ def estimate(
     training: TrainingParams,
     hardware: Hardware,
     longest_row: int | None = None,
+    sequences: int = 1,
 ) -> Estimate:
     """The peak of one run.
 
     `longest_row` in tokens, where the dataset has been checked: a micro-batch never gets longer than that.
+    `sequences`: the texts that one row puts through the model at once (Task.sequences).
     """
     width = compute_bytes(hardware)
     length = min(training.max_length, longest_row or training.max_length)
-    tokens = training.batch_size * length
+    tokens = training.batch_size * sequences * length
     trainable = method.trainable(params, shape)
     per_token = _activations_a_token(shape, training.recompute, width, method.quantization(params) != "none")
     return Estimate(

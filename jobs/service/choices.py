@@ -105,7 +105,7 @@ def _method_choice(
     trainable = memory = enough = None
     if not problems:
         trainable = method.trainable(params, shape)
-        needs = estimate(shape, method, params, training, hardware, longest_row)
+        needs = estimate(shape, method, params, training, hardware, longest_row, task.sequences if task else 1)
         memory, enough = needs.total, fits(needs, hardware)
     return MethodChoice(
         name=method.name,

@@ -181,7 +181,9 @@ class Planning:
         needs, enough = None, None
         if base and method and method_params and training:
             longest = check.longest if check else None
-            needs = estimate(base.shape, method, method_params, training, hardware, longest)
+            needs = estimate(
+                base.shape, method, method_params, training, hardware, longest, task.sequences if task else 1
+            )
             enough = fits(needs, hardware)
             if not enough:
                 notes.append(_does_not_fit(needs, hardware, training))

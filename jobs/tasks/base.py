@@ -77,6 +77,11 @@ class Encoded:
     types: list[int] | None = None  # 0 or 1: to which of a pair of texts in one sequence each token belongs
     target: Any = None  # what a head learns, as JSON holds it: a label, several, a number, a tag for each token
 
+    @property
+    def texts(self) -> tuple[Encoded, ...]:
+        """Itself, and its second text where it has one."""
+        return (self, self.second) if self.second else (self,)
+
     def cut(self, max_length: int) -> Encoded:
         """The first `max_length` tokens: what training uses. Raises RowProblem where none of them is trained on.
 
@@ -121,6 +126,7 @@ class Task:
     talks: ClassVar[bool] = True  # what it trains answers in a chat; else it has a playground of its own
 
     rate_scale: ClassVar[float] = 1.0  # what its learning rate is of the method's usual one
+    sequences: ClassVar[int] = 1  # texts of the maximum length that one row puts through the model at once
     follows_steps: ClassVar[bool] = False  # whether `step_values` has something to tell
 
     class Params(Frozen):
@@ -183,11 +189,7 @@ class Task:
 
         The one place that decides which tokens are trained: those that begin inside a rendered span.
         """
-        if not tokenizer.is_fast:
-            raise UserError(
-                "This model's tokenizer does not say which characters its tokens stand for, so Graft cannot tell "
-                "which to train. Choose a model that has a tokenizer.json."
-            )
+        check_fast(tokenizer)
         results: list[int | RowProblem] = []  # how many texts a row has
         rendered: list[Rendered] = []
         for row in rows:
@@ -245,6 +247,10 @@ class Task:
         """What a head learns of the row, in words; empty where the text itself is what is learned."""
         return ""
 
+    def token_tags(self, encoded: Encoded) -> Sequence[str]:
+        """What a head learns of each token, "" where nothing; empty where it learns of the whole text."""
+        return ()
+
     def target_labels(self, encoded: Encoded) -> Sequence[str]:
         """The labels that a row carries, each time it does: how balanced a dataset is comes from counting them."""
         return ()
@@ -252,10 +258,6 @@ class Task:
     def check_labels(self, params: Any, counts: dict[str, int], rows: int) -> tuple[list[str], list[str]]:
         """(problems that forbid training, what is worth knowing) of the labels that so many rows carry."""
         return [], []
-
-    def sequences(self, mapping: Mapping) -> int:
-        """How many texts of the maximum length one row puts through the model at once, for the estimate."""
-        return 1
 
     def prepare(
         self,
@@ -314,6 +316,15 @@ class Task:
     def baseline(self, setting: Setting) -> Prediction | None:
         """What could be said without looking at the input: the most frequent label, the mean."""
         return None
+
+
+def check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError for a tokenizer that does not know where its tokens stand in the text."""
+    if not tokenizer.is_fast:
+        raise UserError(
+            "This model's tokenizer does not say which characters its tokens stand for, so Graft cannot tell "
+            "which to train. Choose a model that has a tokenizer.json."
+        )
 
 
 def _encoded(item: Rendered, ids: list[int], encoding: Encoding, end_token: int | None) -> Encoded:

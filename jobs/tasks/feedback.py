@@ -53,6 +53,7 @@ class KTO(Task):
     shapes = (Shape.FEEDBACK, Shape.PREFERENCE)
     borrowed: ClassVar[tuple[Shape, ...]] = (Shape.PREFERENCE,)
     rate_scale: ClassVar[float] = 0.2
+    sequences = 2  # the answer, or two of them; and what no gradient is kept of, its mate
     follows_steps = True
 
     class Params(Templated):
@@ -102,9 +103,6 @@ class KTO(Task):
     def prompt_messages(self, row: dict[str, Any], mapping: Mapping) -> list[dict[str, str]]:
         pairs = mapping.shape is Shape.PREFERENCE
         return before_answer(pair_of(row, mapping).chosen if pairs else feedback_of(row, mapping).turns)
-
-    def sequences(self, mapping: Mapping) -> int:
-        return 2 if mapping.shape is Shape.PREFERENCE else 1
 
     def items(self, row: Row) -> int:
         return 2 if row.second else 1

@@ -35,6 +35,7 @@ class Preference(Task):
     """Pairs of answers: both through the model in one batch, the better ones first. A row counts as one item."""
 
     shapes = (Shape.PREFERENCE,)
+    sequences = 2
     follows_steps = True
 
     def check_data(self, params: Any, mapping: Mapping, has_chat_template: bool) -> list[str]:
@@ -54,9 +55,6 @@ class Preference(Task):
 
     def prompt_messages(self, row: dict[str, Any], mapping: Mapping) -> list[dict[str, str]]:
         return before_answer(pair_of(row, mapping).chosen)
-
-    def sequences(self, mapping: Mapping) -> int:
-        return 2
 
     def items(self, row: Row) -> int:
         return 1

@@ -83,15 +83,15 @@ def encode_rows(
 def _row(number: int, encoded: Encoded | RowProblem, task: Task, max_length: int) -> Row:
     if isinstance(encoded, RowProblem):
         raise encoded
-    return _as_row(number, task.cut(encoded, max_length))
+    return as_row(number, task.cut(encoded, max_length))
 
 
-def _as_row(number: int, encoded: Encoded) -> Row:
+def as_row(number: int, encoded: Encoded) -> Row:
     return Row(
         number,
         np.array(encoded.input_ids, dtype=np.int32),
         np.array(encoded.trained, dtype=np.bool_),
-        _as_row(number, encoded.second) if encoded.second else None,
+        as_row(number, encoded.second) if encoded.second else None,
         encoded.target,
         None if encoded.types is None else np.array(encoded.types, dtype=np.int8),
     )
