@@ -68,9 +68,9 @@ class TunedModel(torch.nn.Module):
             parameter.requires_grad_(name in self._heads or trains(name))
             if not parameter.requires_grad:
                 continue
+            self._widen(name, parameter)
             if kind is not Kind.FULL or name in self._heads:
                 self._originals[name] = parameter.detach().clone()
-            self._widen(name, parameter)
             # A norm computes with both its vectors in one precision.
             owner = name.rpartition(".")[0]
             for beside, vector in base.get_submodule(owner).named_parameters(prefix=owner, recurse=False):
