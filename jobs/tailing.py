@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from jobs.events import Answers, AnyEvent, Checkpoint, Metrics, Phase, Started, read_events
+from jobs.events import Answers, AnyEvent, Checkpoint, Evaluation, Metrics, Phase, Started, read_events
 from storage import runs
 from storage.db import write
 from storage.states import RunState
@@ -29,6 +29,7 @@ class Digest:
     fields: dict[str, Any] = field(default_factory=dict)  # of the run's row
     metrics: list[dict[str, Any]] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
     rewind_to: int | None = None  # rows of later steps are an earlier attempt's: forget them first
 
 
@@ -63,6 +64,9 @@ def digest(events: Iterable[AnyEvent], stopping: bool = False) -> Digest:
             case Checkpoint():
                 if event.best:
                     fields |= {"best_step": event.step, "best_eval_loss": event.eval_loss}
+            case Evaluation():
+                result.evaluations = [row for row in result.evaluations if row["step"] != event.step]
+                result.evaluations.append({"step": event.step, "details": event.details})
             case Answers():
                 result.answers += [
                     {"step": event.step, "position": position, **answer.model_dump()}
@@ -76,6 +80,7 @@ def _rewind(result: Digest, step: int) -> None:
     result.rewind_to = step if result.rewind_to is None else min(step, result.rewind_to)
     result.metrics = [row for row in result.metrics if row["step"] <= step]
     result.answers = [row for row in result.answers if row["step"] <= step]
+    result.evaluations = [row for row in result.evaluations if row["step"] <= step]
     if (result.fields.get("best_step") or 0) > step:
         result.fields |= {"best_step": None, "best_eval_loss": None}
 
@@ -108,6 +113,7 @@ class Tail:
                     found.fields,
                     found.metrics,
                     found.answers,
+                    found.evaluations,
                     found.rewind_to,
                 )
             if not recorded:

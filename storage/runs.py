@@ -16,7 +16,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.orm import Session
 
 from storage.states import ACTIVE, ENDED, RunState
-from storage.tables import Adapter, CheckpointAnswer, Metric, Run, Utc, now
+from storage.tables import Adapter, CheckpointAnswer, EvaluationDetails, Metric, Run, Utc, now
 
 
 class Changes:
@@ -137,6 +137,7 @@ def record(
     fields: dict[str, Any],
     metrics: Sequence[dict[str, Any]],
     answers: Sequence[dict[str, Any]],
+    evaluations: Sequence[dict[str, Any]] = (),
     rewind_to: int | None = None,
 ) -> bool:
     """Everything between two byte offsets of events.jsonl, in the caller's one transaction.
@@ -149,9 +150,8 @@ def record(
         return False
     if rewind_to is not None:
         session.execute(delete(Metric).where(Metric.run_id == run_id, Metric.step > rewind_to))
-        session.execute(
-            delete(CheckpointAnswer).where(CheckpointAnswer.run_id == run_id, CheckpointAnswer.step > rewind_to)
-        )
+        for said in (CheckpointAnswer, EvaluationDetails):
+            session.execute(delete(said).where(said.run_id == run_id, said.step > rewind_to))
         _update(session, Run.id == run_id, Run.best_step > rewind_to, best_step=None, best_eval_loss=None)
     if peak := fields.get("peak_memory"):
         fields = {**fields, "peak_memory": func.max(func.coalesce(Run.peak_memory, 0), peak)}
@@ -166,6 +166,12 @@ def record(
             set_={name: statement.excluded[name] for name in ("prompt", "base", "tuned")},
         )
         session.execute(statement, [{"run_id": run_id, **row} for row in answers])
+    if evaluations:
+        statement = upsert(EvaluationDetails)
+        statement = statement.on_conflict_do_update(
+            index_elements=["run_id", "step"], set_={"details": statement.excluded.details}
+        )
+        session.execute(statement, [{"run_id": run_id, **row} for row in evaluations])
     return True
 
 
@@ -235,3 +241,17 @@ def answers(session: Session, run_id: int) -> Sequence[CheckpointAnswer]:
         .where(CheckpointAnswer.run_id == run_id)
         .order_by(CheckpointAnswer.step, CheckpointAnswer.position)
     ).all()
+
+
+def evaluation(session: Session, run_id: int, step: int | None = None) -> EvaluationDetails | None:
+    """That of one step, or the newest."""
+    wanted = select(EvaluationDetails).where(EvaluationDetails.run_id == run_id)
+    if step is not None:
+        wanted = wanted.where(EvaluationDetails.step == step)
+    return session.scalars(wanted.order_by(EvaluationDetails.step.desc()).limit(1)).one_or_none()
+
+
+def evaluation_steps(session: Session, run_id: int) -> list[int]:
+    """The steps that have one, in order."""
+    steps = select(EvaluationDetails.step).where(EvaluationDetails.run_id == run_id)
+    return list(session.scalars(steps.order_by(EvaluationDetails.step)))

@@ -152,6 +152,18 @@ class CheckpointAnswer(Base):
     tuned: Mapped[str]
 
 
+class EvaluationDetails(Base):
+    """What a task measured beside numbers at one evaluation: a confusion matrix, predictions for a few rows."""
+
+    __tablename__ = "evaluations"
+    __table_args__ = (UniqueConstraint("run_id", "step"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    step: Mapped[int]
+    details: Mapped[dict[str, Any]]
+
+
 class Adapter(Base):
     """What a run brought forth: a PEFT folder, usable with the base model it was trained on."""
 

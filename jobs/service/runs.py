@@ -75,6 +75,13 @@ class AnswerView(Frozen):
     tuned: str
 
 
+class EvaluationView(Frozen):
+    """What a task measured beside numbers at one step; which keys there are is the task's (jobs.tasks.measures)."""
+
+    step: int
+    details: dict[str, Any]
+
+
 class Runs:
     def __init__(self, home: Home, engine: Engine, make_room: Callable[[RunSpec], None] = lambda spec: None) -> None:
         """`make_room` is called before a run is queued: what else holds memory may give it back."""
@@ -194,6 +201,17 @@ class Runs:
         return [
             AnswerView(step=a.step, position=a.position, prompt=a.prompt, base=a.base, tuned=a.tuned) for a in found
         ]
+
+    def evaluation(self, run_id: int, step: int | None = None) -> EvaluationView | None:
+        """The details of one step's evaluation, or of the newest; None where there are none."""
+        with read(self._engine) as session:
+            found = rows.evaluation(session, run_id, step)
+        return EvaluationView(step=found.step, details=found.details) if found else None
+
+    def evaluation_steps(self, run_id: int) -> builtins.list[int]:
+        """The steps whose evaluation has details, in order."""
+        with read(self._engine) as session:
+            return rows.evaluation_steps(session, run_id)
 
     def log(self, run_id: int, offset: int = -1, limit: int = 65_536) -> tuple[str, int]:
         """Log text from byte `offset` (negative: the last `limit` bytes) and the offset after it."""
