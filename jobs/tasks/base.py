@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jobs.data.columns import Mapping, Shape
 from jobs.data.rendering import Rendered
-from jobs.data.tokens import Offsets, trained_tokens
+from jobs.data.tokens import Tokens, tokenise
 from jobs.errors import RowProblem, UserError
 from jobs.frozen import Frozen
 from jobs.shape import Family, ModelShape
 
 if TYPE_CHECKING:
     import torch
-    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
     from jobs.tasks.predictions import Prediction
@@ -141,6 +140,10 @@ class Task:
     def peft_task_type(self) -> str:
         return HEADS[self.head][1]
 
+    def suggest(self, mapping: Mapping) -> dict[str, Any]:
+        """Settings that a dataset mapped like this suggests, over the defaults."""
+        return {}
+
     def check_data(self, params: Any, mapping: Mapping, has_chat_template: bool) -> list[str]:
         """Problems of task, columns and chat template together that forbid training, in the user's words."""
         if mapping.shape in self.shapes:
@@ -201,17 +204,8 @@ class Task:
                 results.append(problem)
         if not rendered:
             return [result for result in results if isinstance(result, RowProblem)]
-        batch = tokenizer(
-            [item.text for item in rendered],
-            add_special_tokens=self.adds_special_tokens,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        encoded = iter(
-            _encoded(item, ids, encoding, tokenizer.eos_token_id if self.adds_special_tokens else None)
-            for item, ids, encoding in zip(rendered, batch["input_ids"], batch.encodings or (), strict=True)
-        )
+        tokens = tokenise(tokenizer, [item.text for item in rendered], self.adds_special_tokens)
+        encoded = map(_encoded, rendered, tokens)
         return [
             result
             if isinstance(result, RowProblem)
@@ -299,6 +293,11 @@ class Task:
         """Measures of one step's own rows, from what `loss` appended for them; only where `follows_steps`."""
         return {}
 
+    def write_and_measure(self, model: Any, rows: Sequence[Row], setting: Setting) -> Scores | None:
+        """Measures for which the model must write: of the validation rows, or some of them. Its loss is not looked at.
+        The model stands in eval mode. None where there are no such measures."""
+        return None
+
     def score(self, loss: float, predictions: list[Any], rows: Sequence[Row], setting: Setting) -> Scores:
         """The validation rows' measures, from the mean loss and what `loss` predicted for each."""
         right = sum(predictions) / max(1, sum(map(self.items, rows)))
@@ -327,8 +326,5 @@ def check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _encoded(item: Rendered, ids: list[int], encoding: Encoding, end_token: int | None) -> Encoded:
-    if end_token is not None and ids[-2:] == [end_token, end_token] and not encoding.token_to_chars(len(ids) - 1):
-        ids = ids[:-1]  # the text ends with the end token already
-    trained = trained_tokens(encoding, len(ids), item.spans)
-    return Encoded(item.text, ids, Offsets(encoding, len(ids)), trained, item.untrained_answers)
+def _encoded(item: Rendered, tokens: Tokens) -> Encoded:
+    return Encoded(item.text, tokens.ids, tokens.offsets, tokens.trained(item.spans), item.untrained_answers)
