@@ -38,8 +38,8 @@ def server(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """One server for all browser tests."""
     with serving(tmp_path_factory.mktemp("browser") / "home", starter) as running:
         yield running
-        log = running.home / "logs" / "server.log"
-        assert "Traceback" not in log.read_text(errors="replace"), log.read_text(errors="replace")[-5000:]
+        log = (running.home / "logs" / "server.log").read_text(errors="replace")
+        assert "Traceback" not in log, log[max(0, log.find("Traceback") - 300) :][:9000]
 
 
 class Watch:
