@@ -1,8 +1,8 @@
 """The memory estimate: what a run will need at its peak, part by part, from sizes alone. Reads no weights.
 
 Counts what the plain path (transformers' Trainer with PEFT) keeps for the backward pass. Sources of the sizes:
-Korthikanti et al. 2022 (activations a layer), Dettmers et al. 2023 (NF4: 4 bits and a scale per 64 weights, the scales
-again in 8 bits with double quantization).
+Korthikanti et al. 2022 (activations a layer), Dettmers et al. 2022 (8 bits and a scale a row), Dettmers et al. 2023
+(NF4: 4 bits and a scale per 64 weights, the scales again in 8 bits with double quantization).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from jobs.spec import TrainingParams
 
 FP32 = 4
 _NF4_BITS = {True: 4.127, False: 4.5}  # bits a weight, scales included: with and without double quantization
+_INT8_BITS = 8.1  # a scale in 32 bits for each row
 _PROCESS = 530 << 20  # a trainer's imports on a CPU, measured
 # On a CPU the measured peak is resident memory, and the allocator gives little of what a step freed back.
 # Fitted with benchmarks/memory.py on the starter's shape.
@@ -72,7 +73,7 @@ def estimate(
     """
     width = compute_bytes(hardware)
     length = min(training.max_length, longest_row or training.max_length)
-    tokens = training.batch_size * sequences * length
+    tokens = training.batch_size * sequences * (length + method.positions(params))
     trainable = method.trainable(params, shape)
     per_token = _activations_a_token(shape, training.recompute, width, method.quantization(params) != "none")
     return Estimate(
@@ -82,7 +83,7 @@ def estimate(
         optimizer=trainable * 2 * FP32,  # AdamW's two moments
         activations=int(tokens * per_token * _overhead(hardware)),
         logits=tokens * shape.vocab_size * _logit_bytes(hardware),
-        workspace=_workspace(shape, hardware),
+        workspace=_workspace(shape, hardware) + method.held_memory(params, shape, training.recompute),
     )
 
 
@@ -94,10 +95,11 @@ def fits(needs: Estimate, hardware: Hardware) -> bool:
 def _base(shape: ModelShape, method: Method, params: Frozen, width: int, hardware: Hardware) -> int:
     if method.trains_base:  # in 32 bits; autocast's narrow copy of a matrix lives from forward to backward
         return shape.parameters * FP32 + (shape.parameters * width if width < FP32 else 0)
-    if method.quantization(params) == "none" or hardware.device == "cpu":
-        # On a CPU the whole model is in memory before it is quantized: the 4-bit weights do not lower the peak.
+    held = method.quantization(params)
+    if held == "none" or hardware.device == "cpu":
+        # On a CPU the whole model is in memory before it is quantized: the narrow weights do not lower the peak.
         return shape.parameters * width
-    bits = _NF4_BITS[getattr(params, "double_quantization", False)]
+    bits = _INT8_BITS if held == "int8" else _NF4_BITS[getattr(params, "double_quantization", False)]
     # PEFT's preparation for quantized training casts what stays unquantized (embeddings, norms) to 32 bits; autocast
     # keeps a narrow copy of the output head beside it.
     copy = shape.embedding_parameters * width if width < FP32 else 0
@@ -106,6 +108,7 @@ def _base(shape: ModelShape, method: Method, params: Frozen, width: int, hardwar
 
 def _activations_a_token(shape: ModelShape, recompute: bool, width: int, quantized: bool) -> int:
     """Bytes kept for the backward pass, a token."""
+    layers = shape.layers + shape.decoder_layers  # as if the text that is written were as long as the one that is read
     hidden, inner = shape.hidden_size, shape.intermediate_size
     attention = shape.heads * shape.head_dim
     grouped = shape.kv_heads * shape.head_dim
@@ -117,8 +120,8 @@ def _activations_a_token(shape: ModelShape, recompute: bool, width: int, quantiz
         if quantized:  # 32-bit norms before 4-bit layers leave much of the MLP in 32 bits
             layer += 5 * inner * (FP32 - width) // 2
     if not recompute:
-        return shape.layers * layer
-    return shape.layers * hidden * width + layer  # every layer's input, and one layer in full
+        return layers * layer
+    return layers * hidden * width + layer  # every layer's input, and one layer in full
 
 
 def _overhead(hardware: Hardware) -> float:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jobs.errors import UserError
 from jobs.inference.load import Loaded
 from jobs.inference.stacked import ORDINARY_STARTS, Pairs, Plan, StackedLora, lay_out, read_config
@@ -32,6 +34,7 @@ class Adapter:
     fingerprint: str  # SHA-256 of its weights; of their SHA-256s where they are several files
     stamp: tuple[tuple[int, int], ...]  # size and time of its files: a resumed run writes new ones in their place
     pairs: Pairs | None = None  # plain LoRA's matrices
+    positions: int = 0  # that it takes before the conversation
     overlay: Overlay | None = None  # of a kind that PEFT lacks; neither: through PEFT
 
 
@@ -58,6 +61,7 @@ class Adapters:
         self._stacked = StackedLora(loaded.model)
         self._resident = Resident(loaded.model, loaded.name, loaded.dtype)
         self._known: OrderedDict[Path, Adapter] = OrderedDict()
+        self._bare = _Bare(loaded.model)
         self._peft: Any = None  # the PeftModel round the base, where one is attached
         self._attached: Adapter | None = None
 
@@ -93,7 +97,7 @@ class Adapters:
                 f"The adapter in {folder} was saved with init_lora_weights={config['init_lora_weights']!r}, "
                 "which changes the base model as it loads. Convert it to plain LoRA first."
             )
-        return Adapter(folder, fingerprint, stamp, pairs)
+        return Adapter(folder, fingerprint, stamp, pairs, config.get("num_virtual_tokens") or 0)
 
     def _check_sizes(self, adapter: Adapter) -> None:
         for name, (down, up) in (adapter.pairs or {}).items():
@@ -126,15 +130,34 @@ class Adapters:
             return
         from peft import PeftModel
 
-        if self._peft is not None:
-            if not self._peft.active_peft_config.is_prompt_learning:
-                self._peft.unload()
-            self._peft = self._attached = None
-        self._peft = PeftModel.from_pretrained(
-            self._loaded.model, adapter.folder, torch_device=str(self._loaded.device)
-        )
-        self._peft.eval()
-        self._attached = adapter
+        self._peft = self._attached = None
+        self._bare.restore()
+        try:
+            peft = PeftModel.from_pretrained(self._loaded.model, adapter.folder, torch_device=str(self._loaded.device))
+        except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+            self._bare.restore()  # PEFT stops in the middle
+            raise UserError(
+                f"The adapter in {adapter.folder} does not fit {self._loaded.name}: it was made for another base "
+                f"model, or by another version of PEFT ({type(error).__name__}: {str(error).splitlines()[0]})."
+            ) from error
+        peft.eval()
+        self._peft, self._attached = peft, adapter
+
+
+class _Bare:
+    """What stood where before any adapter came: PEFT puts its layers round the base's, and cannot take away all kinds,
+    nor what it had put when it fails."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._children = [(parent, dict(parent._modules)) for parent in model.modules()]
+        self._model = model
+
+    def restore(self) -> None:
+        for parent, children in self._children:
+            if parent._modules != children:
+                parent._modules.clear()
+                parent._modules.update(children)
+        self._model.__dict__.pop("peft_config", None)
 
 
 def together(adapters: Sequence[Adapter | None]) -> list[tuple[Group, list[int]]]:

@@ -51,7 +51,6 @@ class Batch:
         self._engine, self._group, self._answers = engine, group, answers
         self._started = time.monotonic()
         self._cache = DynamicCache(config=engine.loaded.model.config)
-        self._virtual = 0  # tokens that the adapter itself put before the prompt
         device = engine.loaded.device
         width = max(len(answer.ids) for answer in answers)
         self._prompt = torch.zeros(len(answers), width, dtype=torch.long)
@@ -172,18 +171,22 @@ class Engine:
         Raises UserError where a conversation is too long or an adapter cannot be used.
         """
         adapters = [self.adapters.get(row.adapter) if row.adapter else None for row in rows]
-        answers = [self._answer(index, row) for index, row in enumerate(rows)]
+        answers = [
+            self._answer(index, row, adapter.positions if adapter else 0)
+            for index, (row, adapter) in enumerate(zip(rows, adapters, strict=True))
+        ]
         batches = [Batch(self, group, [answers[index] for index in members]) for group, members in together(adapters)]
         return batches, self._about | {"adapters": [a.fingerprint if a else None for a in adapters]}
 
-    def _answer(self, index: int, row: Row) -> _Answer:
+    def _answer(self, index: int, row: Row, taken: int) -> _Answer:
+        """`taken`: positions that its adapter stands on."""
         tokenizer = self.tokenizer_for(row)
         ids = prompt_ids(tokenizer, row.messages)
-        room = self.loaded.max_length - len(ids)
+        room = self.loaded.max_length - taken - len(ids)
         if room < 1:
             raise UserError(
                 f"The conversation is {len(ids)} tokens long, but {self.loaded.name} takes at most "
-                f"{self.loaded.max_length}. Start a new chat, or shorten the prompt."
+                f"{self.loaded.max_length - taken}. Start a new chat, or shorten the prompt."
             )
         if not ids:
             raise UserError("The prompt is empty. Write something for the model to continue.")

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from jobs.frozen import Frozen
 from jobs.hardware import Hardware
 from jobs.methods.base import Context, Method
+from jobs.methods.layered import BaseWeights
 from jobs.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class AdaptionPrompt(Method):
     task_types = ("CAUSAL_LM",)
     sizes: ClassVar = {"tokens": (10, 20, 40)}
 
-    class Params(Frozen):
+    class Params(BaseWeights):
         tokens: int = Field(10, ge=1, le=256, title="Virtual tokens", description="How many each layer looks at.")
         depth_layers: int = Field(
             8, ge=1, le=1_000, title="How many layers", description="Counted from the last, which decides the answer."
@@ -56,7 +56,7 @@ class AdaptionPrompt(Method):
         from peft import AdaptionPromptConfig, get_peft_model
 
         return get_peft_model(
-            model,
+            self.prepared(model, params),
             AdaptionPromptConfig(
                 task_type=context.task_type, adapter_len=params.tokens, adapter_layers=params.depth_layers
             ),

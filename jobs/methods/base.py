@@ -82,6 +82,10 @@ class Method:
         differences kept for the backward pass."""
         return 0
 
+    def positions(self, params: Any) -> int:
+        """How many positions it puts before every input."""
+        return 0
+
     def quantization(self, params: Any) -> Quantization:
         """How the frozen base is held while training."""
         return _HELD[getattr(params, "base_weights", "full")]
@@ -102,6 +106,15 @@ class Method:
             bnb_4bit_compute_dtype=compute_dtype,
             llm_int8_skip_modules=_NOT_QUANTIZED,  # for 4 bits, too
         )
+
+    def prepared(self, model: PreTrainedModel, params: Any) -> PreTrainedModel:
+        """The loaded base, ready to have something put beside it: where it is quantized, the rest of it in 32 bits."""
+        if self.quantization(params) == "none":
+            return model
+        from peft import prepare_model_for_kbit_training
+
+        # Recomputation is the trainer's choice, not this call's.
+        return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
     def attach(self, model: PreTrainedModel, params: Any, context: Context) -> Any:
         """The model with this method's parameters trainable and the rest frozen. Imports torch and PEFT.

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from jobs.errors import UserError
 from jobs.hardware import Hardware
-from jobs.methods.base import Context, Method
-from jobs.methods.layered import BaseWeights
-from jobs.methods.targets import TargetRow, linears_of, table
+from jobs.methods.base import Context
+from jobs.methods.layered import BaseWeights, LayerMethod
+from jobs.methods.targets import linears_of
 from jobs.shape import LinearModule, ModelShape
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _block(name: str) -> str:
     return match.group(1)
 
 
-class BottleneckAdapters(Method):
+class BottleneckAdapters(LayerMethod):
     name = "bottleneck"
     label = "Adapter modules"
     help = "Puts a small network behind each block's attention and MLP: the oldest adapter, sturdy. Does not merge."
@@ -78,6 +78,9 @@ class BottleneckAdapters(Method):
                 "After attention and MLP of every block (Houlsby), or after the MLP alone (Pfeiffer): half the size, "
                 "usually nearly as good."
             ),
+            json_schema_extra={
+                "labels": {"attention and MLP": "After attention and MLP (Houlsby)", "MLP": "After the MLP (Pfeiffer)"}
+            },
         )
         size: int = Field(
             64,
@@ -87,7 +90,10 @@ class BottleneckAdapters(Method):
             description="Width of the added networks. More learns more and costs more.",
         )
         nonlinearity: Literal["relu", "gelu", "silu"] = Field(
-            "gelu", title="Nonlinearity", description="The bend in the middle of each network. It seldom matters."
+            "gelu",
+            title="Nonlinearity",
+            description="The bend in the middle of each network. It seldom matters.",
+            json_schema_extra={"advanced": True},
         )
         dropout: float = Field(
             0.0,
@@ -97,18 +103,17 @@ class BottleneckAdapters(Method):
             description="Share of the adapters' inputs zeroed while training; helps against overfitting.",
         )
 
-    def trainable(self, params: Params, shape: ModelShape) -> int:
-        return sum(row.count * row.parameters for row in self.target_table(params, shape))
-
-    def target_table(self, params: Params, shape: ModelShape) -> list[TargetRow]:
+    def modules(self, params: Any, linears: Sequence[LinearModule]) -> list[LinearModule]:
         try:
-            found = places(shape.linears, params.placement)
+            return places(linears, params.placement)
         except UserError:
             return []  # `check` says why
-        # Down [size, width] and up [width, size], each with its biases.
-        return table((m, 2 * params.size * m.out_features + params.size + m.out_features) for m in found)
 
-    def check(self, params: Params, shape: ModelShape, hardware: Hardware) -> list[str]:
+    def added(self, params: Any, module: LinearModule) -> int:
+        width = module.out_features
+        return 2 * params.size * width + params.size + width  # down [size, width], up [width, size], each with biases
+
+    def check(self, params: Any, shape: ModelShape, hardware: Hardware) -> list[str]:
         try:
             places(shape.linears, params.placement)
         except UserError as error:
@@ -118,18 +123,14 @@ class BottleneckAdapters(Method):
     def learning_rate(self, shape: ModelShape) -> float:
         return 1e-3 if shape.parameters < 1_500_000_000 else 3e-4
 
-    def attach(self, model: PreTrainedModel, params: Params, context: Context) -> Any:
+    def attach(self, model: PreTrainedModel, params: Any, context: Context) -> Any:
         from jobs.modules.config import BottleneckConfig, Kind
         from jobs.modules.tuned import TunedModel
 
-        if self.quantization(params) != "none":
-            from peft import prepare_model_for_kbit_training
-
-            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         config = BottleneckConfig(
             size=params.size,
             nonlinearity=params.nonlinearity,
             dropout=params.dropout,
             places=tuple(module.name for module in places(linears_of(model), params.placement)),
         )
-        return TunedModel(model, Kind.BOTTLENECK, context.task_type, adapters=config)
+        return TunedModel(self.prepared(model, params), Kind.BOTTLENECK, context.task_type, adapters=config)

@@ -82,9 +82,4 @@ class LayerMethod(Method):
         from peft import get_peft_model
 
         names = [module.name for module in self.modules(params, linears_of(model))]
-        if self.quantization(params) != "none":
-            from peft import prepare_model_for_kbit_training
-
-            # Recomputation is the trainer's choice, not this call's.
-            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        return get_peft_model(model, self.config(params, names, context))  # type: ignore[arg-type]
+        return get_peft_model(self.prepared(model, params), self.config(params, names, context))  # type: ignore[arg-type]

@@ -146,6 +146,15 @@ class DoRA(LoRA):
     def added(self, params: Any, module: LinearModule) -> int:
         return super().added(params, module) + module.out_features  # a magnitude for each output
 
+    def check(self, params: Any, shape: ModelShape, hardware: Hardware) -> list[str]:
+        problems = super().check(params, shape, hardware)
+        if params.base_weights == "8-bit":
+            problems.append(
+                "You set Base weights to 8-bit, but DoRA needs the lengths of the weights, which PEFT cannot read from "
+                "8-bit ones. Choose 4-bit or full precision."
+            )
+        return problems
+
     def lora_extras(self, params: Any) -> dict[str, Any]:
         return {"use_dora": True}
 

@@ -45,6 +45,9 @@ class PromptLearning(Method):
         """PEFT's config. Imports PEFT."""
         raise NotImplementedError
 
+    def positions(self, params: Any) -> int:
+        return params.tokens  # a prefix stands in the cache, but takes places all the same
+
     def check(self, params: Any, shape: ModelShape, hardware: Hardware) -> list[str]:
         if params.tokens < shape.max_length:
             return []
@@ -54,11 +57,9 @@ class PromptLearning(Method):
         ]
 
     def attach(self, model: PreTrainedModel, params: Any, context: Context) -> Any:
-        from peft import get_peft_model, prepare_model_for_kbit_training
+        from peft import get_peft_model
 
-        if self.quantization(params) != "none":
-            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        return get_peft_model(model, self.config(params, context))
+        return get_peft_model(self.prepared(model, params), self.config(params, context))
 
 
 class PromptTuning(PromptLearning):
@@ -111,9 +112,7 @@ class PromptTuning(PromptLearning):
 class PTuning(PromptLearning):
     name = "p-tuning"
     label = "P-tuning"
-    help = (
-        "Prompt tuning with a small network that makes the words: steadier, larger while training only."
-    )
+    help = "Prompt tuning with a small network that makes the words: steadier, larger while training only."
     order = 410
 
     class Params(BaseWeights, VirtualTokens):
@@ -145,7 +144,7 @@ class PrefixTuning(PromptLearning):
     label = "Prefix tuning"
     help = "Trains keys and values that every attention layer sees before the input: stronger than prompt tuning."
     order = 420
-    recomputes = False
+    recomputes = False  # transformers drops the cache that the prefix stands in
 
     class Params(BaseWeights, VirtualTokens):
         projection: bool = Field(

@@ -76,7 +76,7 @@ class BOFT(LayerMethod):
     order = 310
     transposed = False
 
-    class Params(TargetParams):
+    class Params(BaseWeights, TargetParams):
         block_size: int = Field(
             4,
             ge=2,

@@ -115,12 +115,12 @@ class LayerNormTuning(Method):
         return 1e-2 if shape.parameters < 1_500_000_000 else 2e-3
 
     def attach(self, model: PreTrainedModel, params: Any, context: Context) -> Any:
-        from peft import LNTuningConfig, get_peft_model, prepare_model_for_kbit_training
+        from peft import LNTuningConfig, get_peft_model
 
         names = [name for name, module in model.named_modules() if _is_norm(name) and _only_vectors(module)]
-        if self.quantization(params) != "none":
-            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        return get_peft_model(model, LNTuningConfig(task_type=context.task_type, target_modules=names))
+        return get_peft_model(
+            self.prepared(model, params), LNTuningConfig(task_type=context.task_type, target_modules=names)
+        )
 
 
 _NORM = re.compile(r"norm|(^|_)ln(_|\d|$)", re.IGNORECASE)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from jobs.errors import UserError
-from jobs.frozen import Frozen
 from jobs.hardware import Hardware
 from jobs.methods.base import Context, Method
+from jobs.methods.layered import BaseWeights
 from jobs.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -22,13 +22,11 @@ _OTHER_WIDTH = ("albert", "electra")  # their embeddings are narrower than their
 class TrainableTokens(Method):
     name = "trainable-tokens"
     label = "Trainable tokens"
-    help = (
-        "Trains only what the tokens you name mean: for markers and special tokens that the base never learnt."
-    )
+    help = "Trains only what the tokens you name mean: for markers and special tokens that the base never learnt."
     group = "Few parameters"
     order = 260
 
-    class Params(Frozen):
+    class Params(BaseWeights):
         tokens: str = Field(
             "",
             max_length=5_000,
@@ -67,7 +65,7 @@ class TrainableTokens(Method):
         config = TrainableTokensConfig(
             task_type=context.task_type, token_indices=token_ids(_split(params.tokens), tokenizer)
         )
-        return get_peft_model(model, config)
+        return get_peft_model(self.prepared(model, params), config)
 
 
 def token_ids(wanted: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
