@@ -6,42 +6,28 @@ another loop, see the same batches.
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jobs.data.encoding import encode_in_batches
 from jobs.data.store import Stored
 from jobs.errors import RowProblem, UserError
 from jobs.spec import RunSpec, TrainingParams
 from jobs.tasks.base import Encoded, Task
+from jobs.training.rows import Row, Rows, take
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-_CHUNK = 500  # rows tokenised at once, and between two words of progress
 IGNORED = -100  # the label that no loss counts
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One row's tokens, cut to the maximum length; `trained` says which of them the loss counts."""
-
-    number: int
-    input_ids: np.ndarray  # int32
-    trained: np.ndarray  # bool
-    second: Row | None = None  # a pair's other text (jobs.tasks.base.Encoded)
-    target: Any = None  # what a head learns
-    types: np.ndarray | None = None  # int8: to which of a pair of texts a token belongs
-
-    def __len__(self) -> int:
-        return len(self.input_ids) + (len(self.second) if self.second else 0)
 
 
 def encode_rows(
@@ -50,22 +36,19 @@ def encode_rows(
     tokenizer: PreTrainedTokenizerBase,
     rows: Iterable[Stored],
     progress: Callable[[int], None] = lambda done: None,
-) -> tuple[list[Row], int]:
-    """Every usable row, cut to the maximum length, and how many were left out.
+    folder: Path | None = None,
+) -> tuple[Rows, int]:
+    """Every usable row, cut to the maximum length, and how many were left out. `folder`: for what memory cannot hold.
 
     Raises UserError with the first bad row where the spec does not say to leave those out.
     """
     params = task.Params(**spec.task_params)
-    good: list[Row] = []
+    good = Rows(folder)
     left_out = done = 0
-    remaining = iter(rows)
-    while chunk := list(itertools.islice(remaining, _CHUNK)):
-        readable = [values for _, values, _ in chunk if values is not None]
-        encoded = iter(task.encode_batch(readable, spec.dataset.mapping, tokenizer, params))
-        for number, values, problem in chunk:
-            result = RowProblem(problem or "it cannot be read") if values is None else next(encoded)
+    for batch in encode_in_batches(rows, spec.dataset.mapping, task, params, tokenizer):
+        for (number, _, _), result in batch:
             try:
-                good.append(_row(number, result, task, spec.training.max_length))
+                good.add(_row(number, result, task, spec.training.max_length))
             except RowProblem as bad:
                 if not spec.training.leave_out_bad_rows:
                     raise UserError(
@@ -73,7 +56,7 @@ def encode_rows(
                     ) from bad
                 left_out += 1
                 logger.warning("Row %d is left out: %s", number, bad)
-        done += len(chunk)
+        done += len(batch)
         progress(done)
     if not good:
         raise UserError(f"No row of {spec.dataset.name} can be trained on; the log lists each row's reason.")
@@ -97,28 +80,43 @@ def as_row(number: int, encoded: Encoded) -> Row:
     )
 
 
-def split(rows: Sequence[Row], count: int, seed: int) -> tuple[list[Row], list[Row]]:
+def split(rows: Sequence[Row], count: int, seed: int) -> tuple[Sequence[Row], Sequence[Row]]:
     """Rows to train on, and `count` rows kept aside, drawn by the seed.
 
     Rows with the same tokens stay on one side, else the validation loss would praise memory. Where that leaves nothing
     to keep aside (all rows alike), they are split all the same.
     """
     if count == 0:
-        return list(rows), []
-    alike: dict[bytes, list[int]] = {}
-    for index, row in enumerate(rows):
-        alike.setdefault(row.input_ids.tobytes(), []).append(index)
-    groups = list(alike.values())
+        return rows, []
+    group_of, sizes = _alike(rows)
+    groups = list(range(len(sizes)))
     random.Random(seed).shuffle(groups)
-    aside: set[int] = set()
+    aside = np.zeros(len(sizes), dtype=np.bool_)  # whole groups
+    kept = 0
     for group in groups:
-        if len(aside) + len(group) <= count:
-            aside.update(group)
-    if not aside:
-        aside = {index for group in groups for index in group[:count]}
-        aside = set(sorted(aside)[:count])
-    train = [row for index, row in enumerate(rows) if index not in aside]
-    return train, [row for index, row in enumerate(rows) if index in aside]
+        if kept + sizes[group] <= count:
+            aside[group] = True
+            kept += sizes[group]
+    chosen = aside[group_of]
+    if not kept:
+        seen = [0] * len(sizes)
+        for place, group in enumerate(group_of.tolist()):
+            seen[group] += 1
+            if seen[group] <= count and kept < count:
+                chosen[place] = True
+                kept += 1
+    return take(rows, np.flatnonzero(~chosen)), take(rows, np.flatnonzero(chosen))
+
+
+def _alike(rows: Sequence[Row]) -> tuple[np.ndarray, list[int]]:
+    """(for each row the number of its group, in the order of their first rows; how many rows each group has)."""
+    digests = (hashlib.blake2b(row.input_ids.tobytes(), digest_size=8).digest() for row in rows)
+    keys = np.fromiter((int.from_bytes(digest) for digest in digests), dtype=np.uint64, count=len(rows))
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    group_of = rank[inverse]
+    return group_of, np.bincount(group_of).tolist()
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -126,10 +124,10 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     return np.random.default_rng((seed, epoch)).permutation(count).tolist()
 
 
-def rows_taken(rows: Sequence[Row], training: TrainingParams, steps: int) -> list[Row]:
+def rows_taken(rows: Sequence[Row], training: TrainingParams, steps: int) -> Sequence[Row]:
     """Those of `rows` that the run's steps will see: all, but where it ends within its first epoch."""
     count = min(len(rows), steps * training.batch_size * training.gradient_accumulation)
-    return [rows[index] for index in epoch_order(len(rows), training.seed, 0)[:count]]
+    return take(rows, epoch_order(len(rows), training.seed, 0)[:count])
 
 
 def in_batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
