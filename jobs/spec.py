@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from jobs.data.columns import Mapping
+from jobs.data.mends.base import MendRef
 from jobs.frozen import Frozen
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -140,6 +141,7 @@ class DatasetRef(Frozen):
     fingerprint: str
     rows: Path  # rows.parquet, see jobs.data.store
     mapping: Mapping
+    mends: tuple[MendRef, ...] = ()  # done while the rows are read, in this order
 
 
 class RunSpec(Frozen):

@@ -80,6 +80,7 @@ class Dataset(Base):
     columns: Mapped[list[Any]]  # names, in the file's order
     mapping: Mapped[dict[str, Any] | None]  # jobs.data.columns.Mapping: detected, or as the person mended it
     detection: Mapped[dict[str, Any]]  # what was detected and why
+    mends: Mapped[list[Any]] = mapped_column(default=list, server_default="[]")  # of jobs.data.mends.MendRef
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jobs.data.columns import Mapping, Shape
+from jobs.data.mends import Mended
 from jobs.data.preflight import Preflight, Progress, check, histogram, preview
 from jobs.data.readers import Row
 from jobs.data.store import ROWS, write_rows
@@ -84,7 +85,7 @@ def test_a_preview_shows_the_very_labels_that_training_uses(tmp_path: Path) -> N
     path = stored(tmp_path, [row, None])
     encoded = CHAT.encode(row, MAPPING, tok, params)
     length = len(encoded.input_ids) - 7
-    seen = preview(path, 1, MAPPING, CHAT, params, tok, length)
+    seen = preview(Mended(path, MAPPING, ()), 1, MAPPING, CHAT, params, tok, length)
     used = encoded.cut(length)
     labels = training.collate([training.Row(1, np.array(used.input_ids), np.array(used.trained))], 0)["labels"][
         0
@@ -94,7 +95,7 @@ def test_a_preview_shows_the_very_labels_that_training_uses(tmp_path: Path) -> N
     assert "".join(segment.text for segment in seen.segments) == encoded.text
     assert (seen.tokens, seen.cut_tokens, seen.problem) == (len(encoded.input_ids), 7, None)
     assert seen.trained_tokens == sum(label != -100 for label in labels)
-    bad = preview(path, 2, MAPPING, CHAT, params, tok, length)
+    bad = preview(Mended(path, MAPPING, ()), 2, MAPPING, CHAT, params, tok, length)
     assert (bad.problem, bad.raw, bad.segments) == ("it is broken (line 2)", "{oops", ())
 
 
@@ -154,7 +155,8 @@ def test_the_token_child_gives_the_same_answers(child: tuple[RpcClient, Path]) -
     client, folder = child
     tok, params = tokenizer(SMOLLM2), CHAT.Params()
     seen = client.call("preview", row=3, **question(folder))
-    assert seen == preview(folder / ROWS, 3, MAPPING, CHAT, params, tok, 64).model_dump(mode="json")
+    here = preview(Mended(folder / ROWS, MAPPING, ()), 3, MAPPING, CHAT, params, tok, 64)
+    assert seen == here.model_dump(mode="json")
     said = list(client.stream("preflight", **question(folder)))
     report = Preflight.model_validate(said[-1]["report"])
     here = check(folder / ROWS, MAPPING, CHAT, params, tok, 64)

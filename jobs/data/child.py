@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
 import traceback
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.data.columns import Mapping
+from jobs.data.mends import Mended, MendRef, try_mend
 from jobs.data.preflight import Progress, check, preview
-from jobs.data.templates import with_template
+from jobs.data.store import count_rows
+from jobs.data.templates import notes, with_template
 from jobs.errors import UserError
 from jobs.rpc import Cancelled, Request, RpcServer
 from jobs.tasks import task
@@ -86,17 +91,39 @@ def _serve(request: Request) -> None:
     if request.method == "warm":
         _load(given)
         return
-    mapping = Mapping.model_validate(given["mapping"])
+    rows, mapping = Path(given["rows"]), Mapping.model_validate(given["mapping"])
+    mends = tuple(MendRef.model_validate(item) for item in given.get("mends", ()))
+    progress = _teller(request)
+    if request.method == "mend":
+        total = count_rows(rows)
+        progress(Progress(done=0, total=total, text="Reading the rows"))
+        tried = try_mend(
+            rows,
+            mapping,
+            mends,
+            MendRef.model_validate(given["mend"]),
+            lambda done: progress(Progress(done=done, total=total, text=f"Looked at {done:,} of {total:,} rows")),
+        )
+        request.send({"mend": tried.model_dump(mode="json")})
+        return
     chosen = task(given["task"])
     params = chosen.Params(**given["params"])
     own = _load(given)
     UserError.raise_all(chosen.check_data(params, mapping, bool(own.chat_template)))
     tokenizer = with_template(own, params)
-    rows, length = Path(given["rows"]), int(given["max_length"])
+    length = int(given["max_length"])
     if request.method == "preview":
-        seen = preview(rows, int(given["row"]), mapping, chosen, params, tokenizer, length)
-        request.send(seen.model_dump(mode="json"))
+        source = _mended(rows, mapping, mends)
+        seen = preview(source, int(given["row"]), mapping, chosen, params, tokenizer, length)
+        request.send(seen.model_copy(update={"notes": tuple(notes(own, params))}).model_dump(mode="json"))
         return
+    progress(Progress(done=0, total=1, text="Reading the rows"))
+    report = check(rows, mapping, chosen, params, tokenizer, length, progress, mends)
+    request.send({"report": report.model_dump(mode="json")})
+
+
+def _teller(request: Request) -> Callable[[Progress], None]:
+    """Sends progress now and then; raises Cancelled where nobody waits for the answer any more."""
     told = 0.0
 
     def progress(now: Progress) -> None:
@@ -107,9 +134,18 @@ def _serve(request: Request) -> None:
             told = time.monotonic()
             request.send({"progress": now.model_dump()})
 
-    progress(Progress(done=0, total=1, text="Reading the rows"))
-    report = check(rows, mapping, chosen, params, tokenizer, length, progress)
-    request.send({"report": report.model_dump(mode="json")})
+    return progress
+
+
+@lru_cache(maxsize=4)
+def _read(rows: Path, mapping: str, mends: str) -> Mended:
+    refs = [MendRef.model_validate(item) for item in json.loads(mends)]
+    return Mended(rows, Mapping.model_validate_json(mapping), refs)
+
+
+def _mended(rows: Path, mapping: Mapping, mends: Sequence[MendRef]) -> Mended:
+    """The last few datasets with their mends: what a mend has learned of all rows serves every preview."""
+    return _read(rows, mapping.model_dump_json(), json.dumps([ref.model_dump(mode="json") for ref in mends]))
 
 
 def _load(given: dict[str, Any]) -> PreTrainedTokenizerBase:

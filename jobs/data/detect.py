@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from jobs.data.columns import ROLES, SHAPE_LABELS, SPELLINGS, Mapping, Shape, column_paths, plain_name
-from jobs.data.guesses import ABOUT, CLEAR, VAGUE, Guess, Look, guesses, is_text
+from jobs.data.guesses import ABOUT, CLEAR, VAGUE, Guess, Look, guesses, is_text, separator
 from jobs.data.values import check_row
 from jobs.errors import RowProblem
 from jobs.frozen import Frozen
@@ -113,6 +113,11 @@ def columns_for(shape: Shape, columns: list[str], rows: list[dict[str, Any]]) ->
         if required and role not in chosen and left and role not in ("messages", "conversations"):
             chosen[role] = left[0]
     return {role: chosen[role] for role in ROLES[shape] if role in chosen}
+
+
+def separator_of(rows: list[dict[str, Any]], column: str) -> str:
+    """What stands between the labels of one cell; "" where every cell holds one, or lists."""
+    return separator(Look(rows, [column]).values(column))
 
 
 def _fits(row: dict[str, Any], mapping: Mapping) -> bool:

@@ -290,13 +290,13 @@ def _labelled(look: Look) -> Guess | None:
         values = look.values(label)
         if any(is_number(value) and not float(value).is_integer() for value in values):
             continue
-        separator = _separator(values)
-        listed = separator or any(isinstance(value, list) for value in values)
+        parted_by = separator(values)
+        listed = parted_by or any(isinstance(value, list) for value in values)
         different = len({str(value) for value in values})
         if label != strong and not listed and different > max(2, 0.5 * len(values)):
             continue
-        mapping = Mapping(shape=Shape.LABELLED, columns={**texts, "label": label}, separator=separator)
-        how = f', several in a cell, parted by "{separator}"' if separator else ", several a text" if listed else ""
+        mapping = Mapping(shape=Shape.LABELLED, columns={**texts, "label": label}, separator=parted_by)
+        how = f', several in a cell, parted by "{parted_by}"' if parted_by else ", several a text" if listed else ""
         return Guess(mapping, f'Labels: "{label}" names what {_quoted(texts)} is{how}', least)
     return None
 
@@ -318,16 +318,16 @@ def _is_label(value: Any) -> bool:
     return isinstance(value, bool | int | float) or (isinstance(value, str) and 0 < len(value.strip()) <= _LABEL_CHARS)
 
 
-def _separator(values: list[Any]) -> str:
+def separator(values: list[Any]) -> str:
     """What stands between several labels of one cell: the pieces are few, and stand alone in other cells."""
     cells = [value for value in values if isinstance(value, str)]
-    for separator in _SEPARATORS:
-        several = [cell for cell in cells if separator in cell]
-        pieces = [piece.strip() for cell in several for piece in cell.split(separator)]
+    for mark in _SEPARATORS:
+        several = [cell for cell in cells if mark in cell]
+        pieces = [piece.strip() for cell in several for piece in cell.split(mark)]
         if len(several) >= 2 and all(pieces) and max(map(len, pieces)) <= 30:
-            alone = {cell.strip() for cell in cells if separator not in cell}
+            alone = {cell.strip() for cell in cells if mark not in cell}
             if len(set(pieces)) <= 0.67 * len(pieces) or set(pieces) & alone:
-                return separator
+                return mark
     return ""
 
 

@@ -9,12 +9,17 @@ import json
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from jobs.data.columns import Mapping
-from jobs.data.store import Stored, count_rows, read_raw, read_rows
+from jobs.data.encoding import encode_in_batches
+from jobs.data.findings import Finding, Findings
+from jobs.data.mends import Mended, MendRef, mended
+from jobs.data.store import count_rows
 from jobs.errors import RowProblem
 from jobs.frozen import Frozen
 from jobs.tasks.base import Encoded, Task
@@ -22,13 +27,12 @@ from jobs.tasks.base import Encoded, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH_ROWS = 256
-BATCH_CHARS = 1_000_000
 BAD_ROWS_LISTED = 1_000
 REASONS_LISTED = 100
 BUCKETS = 30
 SEGMENTS = 20_000  # tokens of one row that a preview shows one by one
 RAW_CHARS = 20_000
+LABELS_COUNTED = 10_000  # different ones; more are no labels
 EXAMPLE_PROMPTS = 8
 PROMPT_CHARS = 500
 
@@ -38,6 +42,7 @@ class Segment(Frozen):
 
     text: str
     kind: str  # "trained", "context" (seen, not trained) or "cut" (beyond the maximum length)
+    tag: str = ""  # what a head learns of this token
 
 
 class RowPreview(Frozen):
@@ -46,6 +51,9 @@ class RowPreview(Frozen):
     trained_tokens: int
     cut_tokens: int
     segments: tuple[Segment, ...]  # one a token
+    second: tuple[Segment, ...] = ()  # of a pair's other text: the worse answer, what a source is turned into
+    target: str = ""  # what a head learns of the row, in words
+    notes: tuple[str, ...] = ()  # what the chosen chat template means for this model
     problem: str | None  # why this row is bad; then segments are empty and `raw` shows the row
     raw: str
 
@@ -71,8 +79,11 @@ class Preflight(Frozen):
     p95: int
     histogram: tuple[tuple[int, int, int], ...]  # (from, below, rows), lengths before truncation
     example_prompts: tuple[str, ...]  # a few first user turns, for the fixed prompts
+    labels: dict[str, int] = Field(default_factory=dict)  # how often each comes, the most frequent first
     seconds: float
     notes: tuple[str, ...] = ()  # worth knowing, forbidding nothing
+    findings: tuple[Finding, ...] = ()  # the worst first
+    left_out_rows: int = 0  # by the dataset's mends
 
 
 class Progress(Frozen):
@@ -82,12 +93,20 @@ class Progress(Frozen):
 
 
 def preview(
-    rows: Path, number: int, mapping: Mapping, task: Task, params: Any, tokenizer: PreTrainedTokenizerBase, length: int
+    rows: Mended,
+    number: int,
+    mapping: Mapping,
+    task: Task,
+    params: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
 ) -> RowPreview:
     """One row as the trainer will see it. Raises UserError where there is no such row."""
-    (_, values, problem), raw = read_raw(rows, number)
+    (_, values, problem), raw, left_out_by = rows.row(number)
     raw = raw[:RAW_CHARS]
     try:
+        if left_out_by:
+            raise RowProblem(f"your mend {left_out_by!r} leaves it out")
         if values is None:
             raise RowProblem(problem or "it cannot be read")
         encoded = task.encode(values, mapping, tokenizer, params)
@@ -96,17 +115,19 @@ def preview(
         return RowPreview(row=number, tokens=0, trained_tokens=0, cut_tokens=0, segments=(), problem=str(bad), raw=raw)
     return RowPreview(
         row=number,
-        tokens=len(encoded.input_ids),
-        trained_tokens=sum(used.trained),
-        cut_tokens=len(encoded.input_ids) - len(used.input_ids),
-        segments=tuple(segments(encoded, length)),
+        tokens=sum(len(text.input_ids) for text in encoded.texts),
+        trained_tokens=sum(sum(text.trained) for text in used.texts),
+        cut_tokens=sum(len(text.input_ids) for text in encoded.texts) - sum(len(text.input_ids) for text in used.texts),
+        second=tuple(segments(encoded.second, length)) if encoded.second else (),
+        segments=tuple(segments(encoded, length, task.token_tags(encoded))),
+        target=task.target_text(encoded, params),
         problem=None,
         raw=raw,
     )
 
 
-def segments(encoded: Encoded, length: int) -> Iterator[Segment]:
-    """The row's text in pieces, one a token, none lost: together they are the whole text.
+def segments(encoded: Encoded, length: int, tags: Sequence[str] = ()) -> Iterator[Segment]:
+    """The row's text in pieces, one a token, none lost: together they are the whole text. `tags`: one for each token.
 
     A character of several tokens is shown with the first of them.
     """
@@ -116,7 +137,7 @@ def segments(encoded: Encoded, length: int) -> Iterator[Segment]:
         last = place == total - 1 or place == SEGMENTS - 1
         kind = "cut" if place >= length else "trained" if encoded.trained[place] else "context"
         end = len(encoded.text) if place == total - 1 else end
-        yield Segment(text=encoded.text[shown : max(shown, end)], kind=kind)
+        yield Segment(text=encoded.text[shown : max(shown, end)], kind=kind, tag=tags[place] if tags else "")
         shown = max(shown, end)
         if last:
             return
@@ -130,27 +151,26 @@ def check(
     tokenizer: PreTrainedTokenizerBase,
     length: int,
     progress: Callable[[Progress], None] = lambda _: None,
+    mends: Sequence[MendRef] = (),
 ) -> Preflight:
-    """Every row through `encode`. `progress` may raise to end it."""
+    """Every row that the mends leave through `encode`. `progress` may raise to end it."""
     began = time.monotonic()
     total = count_rows(rows)
     bad: list[BadRow] = []
     reasons: Counter[str] = Counter()
+    labels: Counter[str] = Counter()
     lengths = array("i")
     good = truncated = tokens = trained = half_trained = untrained_answers = seen = 0
     prompts: list[str] = []
-    for batch in _batches(read_rows(rows)):
-        readable = [values for _, values, _ in batch if values is not None]
-        results = iter(task.encode_batch(readable, mapping, tokenizer, params))
-        for number, values, problem in batch:
-            seen += 1
+    findings = Findings(mapping, task, tokenizer, length)
+    for batch in encode_in_batches(mended(rows, mapping, mends), mapping, task, params, tokenizer):
+        findings.batch(batch)
+        for (number, values, _), result in batch:
             try:
-                if values is None:
-                    raise RowProblem(problem or "it cannot be read")
-                result = next(results)
                 if isinstance(result, RowProblem):
                     raise result
-                lengths.append(len(result.input_ids))
+                longest = max(len(text.input_ids) for text in result.texts)
+                lengths.append(longest)
                 used = task.cut(result, length)
             except RowProblem as found:
                 if len(bad) < BAD_ROWS_LISTED:
@@ -159,17 +179,21 @@ def check(
                 reasons[kind if kind in reasons or len(reasons) < REASONS_LISTED else "other reasons"] += 1
                 continue
             good += 1
-            truncated += len(result.input_ids) > length
-            tokens += len(used.input_ids)
-            trained += sum(used.trained)
+            truncated += longest > length
+            tokens += sum(len(text.input_ids) for text in used.texts)
+            trained += sum(sum(text.trained) for text in used.texts)
+            if len(labels) < LABELS_COUNTED:
+                labels.update(task.target_labels(used))
             if result.untrained_answers:
                 half_trained += 1
                 untrained_answers += result.untrained_answers
-            if len(prompts) < EXAMPLE_PROMPTS:
+            if values and len(prompts) < EXAMPLE_PROMPTS:
                 prompt = _prompt(task, values, mapping)
                 if prompt and prompt not in prompts:
                     prompts.append(prompt)
-        progress(Progress(done=seen, total=total, text=f"Checked {seen:,} of {total:,} rows"))
+        seen += len(batch)
+        read = batch[-1][0][0]
+        progress(Progress(done=read, total=total, text=f"Checked {read:,} of {total:,} rows"))
     ordered = sorted(lengths)
     notes = []
     if untrained_answers:
@@ -180,7 +204,7 @@ def check(
     return Preflight(
         rows=total,
         good_rows=good,
-        bad_rows=total - good,
+        bad_rows=seen - good,
         bad=tuple(bad),
         reasons=dict(reasons.most_common()),
         truncated_rows=truncated,
@@ -191,8 +215,11 @@ def check(
         p95=_rank(ordered, 0.95),
         histogram=tuple(histogram(ordered)),
         example_prompts=tuple(prompts),
+        labels=dict(labels.most_common()),
         seconds=round(time.monotonic() - began, 3),
         notes=tuple(notes),
+        findings=findings.found(reasons, ((row.row, row.reason) for row in bad), labels, params),
+        left_out_rows=total - seen,
     )
 
 
@@ -231,28 +258,6 @@ def _round_width(least: float) -> int:
 def _rank(ordered: list[int], share: float) -> int:
     """Nearest rank: the smallest length that at least this share of the rows does not exceed."""
     return ordered[max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1)] if ordered else 0
-
-
-def _batches(rows: Iterator[Stored]) -> Iterator[list[Stored]]:
-    batch: list[Stored] = []
-    chars = 0
-    for row in rows:
-        batch.append(row)
-        chars += _size(row[1])
-        if len(batch) >= BATCH_ROWS or chars >= BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
-
-
-def _size(value: Any) -> int:
-    """About how many characters a row holds, without writing it out."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(_size(item) for item in value.values())
-    return sum(_size(item) for item in value) if isinstance(value, list) else 8
 
 
 def _prompt(task: Task, values: dict[str, Any], mapping: Mapping) -> str:

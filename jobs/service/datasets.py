@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import shutil
 import threading
@@ -21,8 +22,11 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import IntegrityError
 
 from jobs.data import store
-from jobs.data.columns import ROLES, Mapping
+from jobs.data.columns import ROLES, Mapping, column_paths
+from jobs.data.detect import separator_of
+from jobs.data.findings import Finding
 from jobs.data.ingest import Ingested
+from jobs.data.mends import MendPreview, MendRef, fitting
 from jobs.data.preflight import BadRow, Preflight, Progress, RowPreview, Segment, cached
 from jobs.errors import UserError
 from jobs.fields import problems_of
@@ -35,10 +39,11 @@ from storage.db import read, write
 from storage.files import Home
 from storage.tables import Dataset, Run
 
-__all__ = ["BadRow", "DatasetView", "Datasets", "Preflight", "Progress", "RowPreview", "Segment"]
+__all__ = ["BadRow", "DatasetView", "Datasets", "Finding", "MendRef", "Preflight", "Progress", "RowPreview", "Segment"]
 
 _CELL_CHARS = 200
-_REPORT_VERSION = 1  # raise it when `encode` or the report changes, so that kept reports are made anew
+_SAMPLED_ROWS = 200
+_REPORT_VERSION = 3  # raise it when `encode` or the report changes, so that kept reports are made anew
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -54,6 +59,7 @@ class DatasetView(Frozen):
     mapping: Mapping | None  # None where detection found nothing: the person has to choose
     detected: str  # one sentence: what was seen, and how sure
     sure: bool  # False: show the mapping form with the guess filled in
+    mends: tuple[MendRef, ...] = ()  # in the order in which they are done
     created_at: datetime
     runs: int  # how many runs used it
 
@@ -134,20 +140,24 @@ class Datasets:
         """The person overrules what was detected. Raises UserError for missing roles or unknown columns."""
         view = self.get(dataset_id)
         columns = {role: column for role, column in mapping.columns.items() if column}
+        known = self.columns(dataset_id)
         problems = [f'Choose the column for "{role.capitalize()}".' for role in mapping.missing()]
         problems += [
             f'There is no column "{column}" in {view.name}; it has {", ".join(view.columns)}.'
             for column in columns.values()
-            if column not in view.columns
+            if column not in known
         ]
         problems += [
             f'"{role}" is no part of {mapping.shape.value}.' for role in columns if role not in ROLES[mapping.shape]
         ]
         UserError.raise_all(problems)
         chosen = ", ".join(f'{role} is "{column}"' for role, column in columns.items())
+        separator = separator_of(self.sample(dataset_id), columns["label"]) if "label" in columns else ""
+        fit = {each.name for each in fitting(mapping.shape)}
         with write(self._engine) as session:
             row = session.get_one(Dataset, dataset_id)
-            row.mapping = Mapping(shape=mapping.shape, columns=columns).model_dump(mode="json")
+            row.mapping = Mapping(shape=mapping.shape, columns=columns, separator=separator).model_dump(mode="json")
+            row.mends = [ref.model_dump(mode="json") for ref in view.mends if ref.name in fit]
             row.detection = {"text": f"Chosen by you: {chosen}.", "sure": True}
         return self.get(dataset_id)
 
@@ -188,6 +198,17 @@ class Datasets:
                 shown.append({column: _cell(values.get(column)) for column in view.columns})
         return shown
 
+    def sample(self, dataset_id: int) -> Rows:
+        """The first rows that can be read, as they are, for guesses at what their columns mean."""
+        readable = (
+            values for _, values, _ in store.read_rows(self.rows_path(self.get(dataset_id))) if values is not None
+        )
+        return [*itertools.islice(readable, _SAMPLED_ROWS)]
+
+    def columns(self, dataset_id: int) -> tuple[str, ...]:
+        """What a role may be given: the columns, and the paths into those that hold objects."""
+        return tuple(column_paths(self.sample(dataset_id), self.get(dataset_id).columns))
+
     def rows_path(self, view: DatasetView) -> Path:
         """Where the rows of a dataset lie: what a run's DatasetRef names."""
         return self._home.dataset(view.fingerprint) / store.ROWS
@@ -205,6 +226,16 @@ class Datasets:
         view = self.get(dataset_id)
         question = self._question(view, base_model_id, task_name, task_params, max_length)
         return RowPreview.model_validate(self._tokens.call("preview", row=row, **question))
+
+    def try_mend(self, dataset_id: int, ref: MendRef) -> Iterator[Progress | MendPreview]:
+        """What one mend more would do to all rows: progress, then the answer last."""
+        view = self.get(dataset_id)
+        assert view.mapping is not None
+        for said in self._tokens.stream("mend", mend=ref.model_dump(mode="json"), **self._rows_as_mapped(view)):
+            if "mend" in said:
+                yield MendPreview.model_validate(said["mend"])
+            else:
+                yield Progress.model_validate(said["progress"])
 
     def preflight(
         self,
@@ -262,12 +293,19 @@ class Datasets:
         if max_length < 1:
             raise UserError(f"You set the maximum length to {max_length}. It has to be at least 1.")
         return {
-            "rows": str(self.rows_path(view)),
-            "mapping": view.mapping.model_dump(mode="json"),
+            **self._rows_as_mapped(view),
             "task": task_name,
             "params": params.model_dump(mode="json"),
             "max_length": max_length,
             **self._tokenizer(base_model_id),
+        }
+
+    def _rows_as_mapped(self, view: DatasetView) -> dict[str, Any]:
+        assert view.mapping is not None
+        return {
+            "rows": str(self.rows_path(view)),
+            "mapping": view.mapping.model_dump(mode="json"),
+            "mends": [ref.model_dump(mode="json") for ref in view.mends],
         }
 
     def _tokenizer(self, base_model_id: int) -> dict[str, Any]:
@@ -293,6 +331,7 @@ def _view(row: Dataset, runs: int) -> DatasetView:
         mapping=Mapping.model_validate(row.mapping) if row.mapping else None,
         detected=row.detection["text"],
         sure=row.detection["sure"],
+        mends=tuple(MendRef.model_validate(ref) for ref in row.mends),
         created_at=row.created_at,
         runs=runs,
     )

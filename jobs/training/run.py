@@ -10,14 +10,15 @@ import itertools
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from jobs import methods, tasks
 from jobs.data.columns import Shape
-from jobs.data.store import count_rows, read_raw, read_rows
+from jobs.data.mends import Mended, mended
+from jobs.data.store import count_rows
 from jobs.data.templates import with_template
 from jobs.errors import UserError
 from jobs.events import EventLog, Phase, Started
@@ -189,12 +190,17 @@ class Attempt:
         )
         return job, prompts, left_out
 
-    def _rows(self, spec: RunSpec, task: tasks.Task, tokenizer: Any) -> tuple[list[Row], list[Row], int]:
+    def _rows(self, spec: RunSpec, task: tasks.Task, tokenizer: Any) -> tuple[Sequence[Row], Sequence[Row], int]:
         total = count_rows(spec.dataset.rows)
         self._say(f"Preparing {total:,} rows")
         tell = self._teller("Preparing")
         rows, left_out = encode_rows(
-            spec, task, tokenizer, read_rows(spec.dataset.rows), lambda done: tell(done, total)
+            spec,
+            task,
+            tokenizer,
+            mended(spec.dataset.rows, spec.dataset.mapping, spec.dataset.mends),
+            lambda done: tell(done, total),
+            self._files.directory,
         )
         count = spec.training.validation_rows(len(rows))
         train, validation = split(rows, count, spec.training.seed)
@@ -265,11 +271,12 @@ class Attempt:
 
 def _samples(spec: RunSpec, task: tasks.Task, tokenizer: Any, validation: list[Row]) -> dict[int, Encoded]:
     """A few validation rows with their texts, by number, for the evaluations of a task that is not prompted."""
-    if task.head not in READERS:
+    if task.talks:
         return {}
     shown = {}
+    rows = Mended(spec.dataset.rows, spec.dataset.mapping, spec.dataset.mends)
     for row in validation[:SAMPLES]:
-        (_, values, _), _ = read_raw(spec.dataset.rows, row.number)
+        (_, values, _), _, _ = rows.row(row.number)
         if values is not None:
             shown[row.number] = task.encode(values, spec.dataset.mapping, tokenizer, task.Params(**spec.task_params))
     return shown

@@ -1,0 +1,363 @@
+"""What a check of the whole file finds: rows that cannot be used, stand twice, contradict each other, hold special
+tokens as text, lose their end, or have a prompt or a label that deserves a look; and which mend helps.
+
+`Findings.batch` is called with every batch of the check and keeps a few numbers a row (64-bit digests, never texts):
+some 40 MB for a million rows. The sums are made once, at the end.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from jobs.data.columns import Mapping as Columns
+from jobs.data.columns import Shape, value_at
+from jobs.data.mends.base import MendRef, key_of
+from jobs.data.mends.texts import repaired, spellings
+from jobs.data.store import Stored
+from jobs.data.turns import CONTENT_KEYS
+from jobs.data.values import tagged
+from jobs.errors import RowProblem
+from jobs.frozen import Frozen
+from jobs.tasks.base import Encoded, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+ROWS_LISTED = 10
+_SHORT_ANSWER = 2  # tokens, the end mark among them
+_RARE = 0.05  # what fewer rows than this share do is worth a look; what more do is the data's way
+_LONG_ANSWER = 8  # times the median
+_NOT_TEXT = frozenset(("label", "score", "tools"))
+
+Severity = Literal["bad", "warn", "info"]
+
+# The reasons for which rows cannot be used (without what is in brackets), and what mends them.
+_MENDED_REASONS = {
+    "two user turns follow each other": "merge_turns",
+    "two assistant turns follow each other": "merge_turns",
+    "it begins with the assistant, so there is nothing to answer": "drop_leading_answer",
+    "its last turn is the user's: there is no answer to learn": "drop_trailing_question",
+    "a turn is empty": "drop_empty_turns",
+    "a turn is null": "drop_empty_turns",
+}
+_WORDS = {
+    "merge_turns": "have two turns of one speaker that follow each other.",
+    "drop_leading_answer": "begin with the assistant, so that there is nothing to answer.",
+    "drop_trailing_question": "end with the user, so that there is no answer to learn.",
+    "drop_empty_turns": "have an empty turn.",
+}
+# Reasons that lie in the model or the settings: no mend of the data helps.
+_NOT_THE_DATA = ("its answer begins beyond", "the model's chat template", "an answer calls tools", "the maximum length")
+
+
+class Finding(Frozen):
+    """Something that the check found in several rows."""
+
+    kind: str
+    severity: Severity  # "bad": these rows cannot be used; "warn": they harm; "info": worth knowing
+    words: str  # a sentence that begins with how many rows
+    count: int
+    rows: tuple[int, ...]  # the first of them
+    mend: MendRef | None = None  # what puts it right
+
+
+class Findings:
+    """Gathers while the check goes over the rows."""
+
+    def __init__(self, mapping: Columns, task: Task, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
+        self._mapping, self._task, self._length = mapping, task, length
+        self._columns = tuple(mapping.columns.values())
+        self._texts = tuple(column for role, column in mapping.columns.items() if role not in _NOT_TEXT)
+        self._judged = tuple(column for role, column in mapping.columns.items() if role in ("text", "text_pair"))
+        self._labelled = mapping.shape is Shape.LABELLED
+        self._tagged = mapping.shape is Shape.TAGGED
+        self._numbers = array("q")
+        self._keys = array("q")
+        self._good_numbers = array("q")
+        self._prompts = array("q")  # of the good rows
+        self._answers = array("i")  # trained tokens of the good rows
+        self._text_keys, self._label_keys = array("q"), array("q")
+        self._cut = _Listed()
+        self._special = _Listed()
+        self._broken_tags = _Listed()
+        self._special_texts: Counter[str] = Counter()
+        self._first_chars, self._pattern = _special_tokens(tokenizer)
+
+    def batch(self, rows: Sequence[tuple[Stored, Encoded | RowProblem]]) -> None:
+        """Look at the next rows, each with its tokens or with why it has none."""
+        for (number, values, _), encoded in rows:
+            if values is None:
+                continue
+            self._numbers.append(number)
+            self._keys.append(key_of(values, self._columns))
+            if self._pattern is not None:
+                self._look_for_special(number, values)
+            if isinstance(encoded, RowProblem):
+                continue
+            self._good_numbers.append(number)
+            trained = encoded.trained
+            first = _first(trained)
+            self._prompts.append(hash(tuple(encoded.input_ids[:first])) if first > 1 else 0)
+            self._answers.append(sum(trained) if first >= 0 else -1)
+            if len(trained) > self._length and first >= 0 and any(trained[self._length :]):
+                self._cut.add(number)
+            if self._labelled:
+                self._text_keys.append(key_of(values, self._judged))
+                self._label_keys.append(hash(tuple(sorted(encoded.target or ()))))
+            elif self._tagged:
+                self._look_at_tags(number, values)
+
+    def _look_for_special(self, number: int, values: dict[str, Any]) -> None:
+        assert self._pattern is not None
+        found: list[str] = []
+        for text in _cells(values, self._texts):
+            for begin in self._first_chars:
+                if begin in text:
+                    found += self._pattern.findall(text)
+                    break
+        if found:
+            self._special.add(number)
+            self._special_texts.update(found)
+
+    def _look_at_tags(self, number: int, values: dict[str, Any]) -> None:
+        tags = tagged(values, self._mapping)[1]
+        if repaired(tags) != tags:
+            self._broken_tags.add(number)
+
+    def found(
+        self,
+        reasons: Mapping[str, int],
+        bad: Iterable[tuple[int, str]],
+        labels: Mapping[str, int],
+        params: Any,
+    ) -> tuple[Finding, ...]:
+        """Everything, the worst first. `reasons`: how many rows cannot be used for each; `bad`: the first of them,
+        by number; `labels`: how many rows have each."""
+        found = [
+            *_reasons(reasons, list(bad)),
+            *self._duplicates(),
+            *self._conflicts(),
+            *self._labels(labels, params),
+            *self._specials(),
+            *self._tags(),
+            *self._lengths(),
+            *self._same_prompts(),
+        ]
+        order: dict[str, int] = {"bad": 0, "warn": 1, "info": 2}
+        return tuple(sorted(found, key=lambda finding: order[finding.severity]))
+
+    def _duplicates(self) -> Iterator[Finding]:
+        import numpy as np
+
+        keys, numbers = _numpy(self._keys), _numpy(self._numbers)
+        again = np.ones(len(keys), dtype=bool)
+        again[np.unique(keys, return_index=True)[1]] = False
+        if count := int(again.sum()):
+            words = f"{_rows(count, 'repeats', 'repeat')} an earlier row word for word."
+            mend = MendRef(name="drop_duplicates")
+            yield Finding(
+                kind="duplicates",
+                severity="warn",
+                words=words,
+                count=count,
+                rows=_first_rows(numbers, again),
+                mend=mend,
+            )
+
+    def _conflicts(self) -> Iterator[Finding]:
+        if not self._labelled or not self._text_keys:
+            return
+        import numpy as np
+
+        texts, labels, numbers = _numpy(self._text_keys), _numpy(self._label_keys), _numpy(self._good_numbers)
+        order = np.argsort(texts, kind="stable")
+        starts = np.flatnonzero(np.r_[True, texts[order][1:] != texts[order][:-1]])
+        least, most = (reduce.reduceat(labels[order], starts) for reduce in (np.minimum, np.maximum))
+        torn = np.zeros(len(texts), dtype=bool)
+        torn[order] = np.repeat(least != most, np.diff(np.r_[starts, len(texts)]))
+        if count := int(torn.sum()):
+            words = f"{_rows(count, 'has', 'have')} a text that stands elsewhere with another label."
+            mend = MendRef(name="drop_conflicting")
+            yield Finding(
+                kind="conflicts", severity="warn", words=words, count=count, rows=_first_rows(numbers, torn), mend=mend
+            )
+
+    def _labels(self, labels: Mapping[str, int], params: Any) -> Iterator[Finding]:
+        if not labels:
+            return
+        problems, notes = self._task.check_labels(params, dict(labels), len(self._good_numbers))
+        for words in problems:
+            yield Finding(kind="labels", severity="bad", words=words, count=0, rows=())
+        for words in notes:
+            yield Finding(kind="labels", severity="info", words=words, count=0, rows=())
+        if self._labelled and (other := spellings(Counter(labels))):
+            import numpy as np
+
+            count = sum(labels[label] for label in other)
+            named = ", ".join(f"{label!r} for {usual!r}" for label, usual in list(other.items())[:3])
+            named += " ..." if len(other) > 3 else ""
+            words = f"{_rows(count, 'spells', 'spell')} a label in an unusual way ({named})."
+            where = np.isin(_numpy(self._label_keys), [hash((label,)) for label in other])
+            rows = _first_rows(_numpy(self._good_numbers), where)
+            mend = MendRef(name="unify_labels")
+            yield Finding(kind="label spellings", severity="warn", words=words, count=count, rows=rows, mend=mend)
+
+    def _specials(self) -> Iterator[Finding]:
+        if not self._special.count:
+            return
+        seen = [text for text, _ in self._special_texts.most_common()]
+        words = (
+            f"{_rows(self._special.count, 'holds', 'hold')} text that this model takes for special tokens "
+            f"({', '.join(seen[:3])}{' ...' if len(seen) > 3 else ''}): it would end turns in mid-sentence."
+        )
+        mend = None
+        if self._mapping.shape not in (Shape.TAGGED, Shape.EXTRACTIVE):
+            mend = MendRef(name="cut_special", params={"tokens": seen[:1_000]})
+        yield self._special.finding("special tokens", "warn", words, mend)
+
+    def _tags(self) -> Iterator[Finding]:
+        if count := self._broken_tags.count:
+            words = f"{_rows(count, 'has', 'have')} a tag that continues an entity which nothing began (I- without B-)."
+            yield self._broken_tags.finding("tags", "warn", words, MendRef(name="repair_tags"))
+
+    def _lengths(self) -> Iterator[Finding]:
+        if count := self._cut.count:
+            words = (
+                f"{_rows(count, 'loses', 'lose')} the end of the answer: longer than {self._length:,} tokens. "
+                "Raise Maximum length to keep it."
+            )
+            yield self._cut.finding("cut answers", "warn", words, None)
+        import numpy as np
+
+        answers, numbers = _numpy(self._answers), _numpy(self._good_numbers)
+        if len(answers) < 20 or self._task.shapes == (Shape.TEXT,) or answers.max() < 0:
+            return
+        usual = float(np.median(answers))
+        short = (answers <= _SHORT_ANSWER) & (answers >= 0)
+        long = answers > max(_LONG_ANSWER * usual, 256)
+        for kind, where, words in (
+            ("short answers", short, "an answer of a single token."),
+            (
+                "long answers",
+                long,
+                f"an answer more than {_LONG_ANSWER} times as long as is usual here ({usual:,.0f} tokens).",
+            ),
+        ):
+            count = int(where.sum())
+            if 0 < count < _RARE * len(answers) and usual > 2 * _SHORT_ANSWER:
+                said = f"{_rows(count, 'has', 'have')} {words}"
+                yield Finding(kind=kind, severity="info", words=said, count=count, rows=_first_rows(numbers, where))
+
+    def _same_prompts(self) -> Iterator[Finding]:
+        import numpy as np
+
+        prompts, numbers = _numpy(self._prompts), _numpy(self._good_numbers)
+        _, place, counts = np.unique(prompts, return_inverse=True, return_counts=True)
+        shared = (counts[place] > 1) & (prompts != 0)
+        count = int(shared.sum())
+        if not count or self._labelled or self._tagged:
+            return
+        apart = (
+            "They stay on one side when rows are kept aside to validate with, so that the validation loss does not "
+            "praise memory."
+            if counts[place][shared].max() <= len(prompts) / 2
+            else "One prompt has most of the rows: they cannot all stay on one side when rows are kept aside to "
+            "validate with, so the validation loss may praise memory."
+        )
+        words = f"{_rows(count, 'has', 'have')} a prompt that another row has too. {apart}"
+        yield Finding(kind="same prompts", severity="info", words=words, count=count, rows=_first_rows(numbers, shared))
+
+
+class _Listed:
+    """How many rows, and the first of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.rows: list[int] = []
+
+    def add(self, number: int) -> None:
+        self.count += 1
+        if len(self.rows) < ROWS_LISTED:
+            self.rows.append(number)
+
+    def finding(self, kind: str, severity: Severity, words: str, mend: MendRef | None) -> Finding:
+        return Finding(kind=kind, severity=severity, words=words, count=self.count, rows=tuple(self.rows), mend=mend)
+
+
+def _reasons(reasons: Mapping[str, int], bad: list[tuple[int, str]]) -> Iterator[Finding]:
+    """What puts the rows right that cannot be used, or leaves them out."""
+    by_mend: Counter[str] = Counter()
+    for reason, count in reasons.items():
+        if not reason.startswith(_NOT_THE_DATA):
+            by_mend[_MENDED_REASONS.get(reason, "drop_bad")] += count
+    for name, count in by_mend.items():
+        rows = tuple(
+            number
+            for number, reason in bad
+            if not reason.startswith(_NOT_THE_DATA)
+            and _MENDED_REASONS.get(reason.partition(" (")[0], "drop_bad") == name
+        )
+        words = _WORDS.get(name, "cannot be used; each is listed below with its reason.")
+        said = f"{count:,} {'row' if count == 1 else 'rows'} {words}"
+        yield Finding(
+            kind="bad rows", severity="bad", words=said, count=count, rows=rows[:ROWS_LISTED], mend=MendRef(name=name)
+        )
+
+
+def _rows(count: int, one: str, many: str) -> str:
+    return f"1 row {one}" if count == 1 else f"{count:,} rows {many}"
+
+
+def _first(trained: Sequence[bool]) -> int:
+    """Where the first trained token stands; -1 where none is."""
+    try:
+        return trained.index(True)
+    except ValueError:
+        return -1
+
+
+def _cells(values: dict[str, Any], columns: Sequence[str]) -> Iterator[str]:
+    for column in columns:
+        value = values.get(column)
+        if value is None:
+            value = value_at(values, column)
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, str):
+                    yield item
+                elif isinstance(item, dict):
+                    for key in CONTENT_KEYS:
+                        if isinstance(item.get(key), str):
+                            yield item[key]
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], re.Pattern[str] | None]:
+    """The texts that the tokenizer turns into special tokens: how they begin, and a pattern for all of them."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    texts = {str(token) for token in added if token.special} | set(map(str, tokenizer.all_special_tokens))
+    texts = {text for text in texts if len(text) > 2 and not text.isalnum()}
+    if not texts:
+        return [], None
+    longest_first = sorted(texts, key=len, reverse=True)
+    return sorted({text[:2] for text in texts}), re.compile("|".join(map(re.escape, longest_first)))
+
+
+def _numpy(values: array[int]) -> np.ndarray:
+    import numpy as np
+
+    return (
+        np.frombuffer(values, dtype=np.int64 if values.typecode == "q" else np.int32)
+        if values
+        else np.zeros(0, np.int64)
+    )
+
+
+def _first_rows(numbers: np.ndarray, where: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(number) for number in numbers[where][:ROWS_LISTED])
