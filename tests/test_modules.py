@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import UserError
-from jobs.events import Answers, Phase
+from jobs.events import Answers, Phase, Started
 from jobs.hardware import Hardware
 from jobs.memory import estimate
 from jobs.methods import method
@@ -44,15 +44,14 @@ def build_family(family: str, folder: Path) -> Path:
         return build(family, folder)
     torch.manual_seed(0)
     tokenizer = tiny.build_tokenizer()
-    model: Any
+    sizes: dict[str, Any]
     if family == "bert":
         sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-        model = t.BertForMaskedLM(t.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **sizes))
+        config: Any = t.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **sizes)
     else:
-        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-        model = t.T5ForConditionalGeneration(
-            t.T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, **sizes)  # type: ignore[arg-type]
-        )
+        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+        config = t.T5Config(vocab_size=len(tokenizer), **sizes)
+    model: Any = getattr(t, AUTO[family]).from_config(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -110,7 +109,7 @@ def logits(model: Any) -> Any:
 @pytest.mark.parametrize("placement", ["attention and MLP", "MLP"])
 @pytest.mark.parametrize("family", ["gpt2", "bert", "t5"])
 def test_adapters_stand_where_the_estimate_counted_them(placement: str, family: str, families: dict[str, Path]) -> None:
-    chosen = method("bottleneck")
+    chosen: Any = method("bottleneck")
     params = chosen.Params(placement=placement, size=5)
     shape = read_shape(families[family])
     model = chosen.attach(load(families[family], AUTO.get(family, "AutoModelForCausalLM")), params, Context())
@@ -131,10 +130,7 @@ def test_an_untrained_adapter_changes_nothing_and_a_trained_one_adds_its_formula
 
     stir(model)
     place = "transformer.h.1.mlp.c_proj"
-    seen = {}
-    # The block's addition and what comes after it: its first norm sees what the adapter let through.
     base = load(gpt2)
-    base.get_submodule(place).register_forward_hook(lambda module, args, out: seen.update(before=out))
     adapter = model.adapters[place.replace(".", "/")]
     x = torch.randn(2, 3, 32)
     w = dict(adapter.named_parameters())
@@ -348,6 +344,22 @@ def test_16_bit_bases_train_under_autocast_and_give_the_base_back(name: str, gpt
             assert torch.equal(logits(model), before)
     # The last layer's own attention bias on keys has no influence, and a zero `up` hides its `down` at first.
     assert sum(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in trained) >= len(trained) // 2
+
+
+@pytest.mark.parametrize("held", ["8-bit", "4-bit"])
+def test_adapters_train_beside_a_quantized_base(held: str, tmp_path: Path, tiny_llama: Path) -> None:
+    params = {"base_weights": held, "size": 16}
+    files = make_run(tmp_path / "run", tiny_llama, method="bottleneck", method_params=params)
+    end = train_here(files)
+    shape, chosen = read_shape(tiny_llama), method("bottleneck")
+    assert (end.state, end.trainable_parameters) == ("completed", chosen.trainable(chosen.Params(**params), shape))
+    (started,) = [event for event in events(files) if isinstance(event, Started)]
+    assert started.total_parameters == shape.parameters + end.trainable_parameters
+    loss = series(files, "loss")
+    assert loss[12] < loss[1] - 0.2
+    # In full precision, as the playground holds it.
+    row = Row(adapter=files.adapter, messages=QUESTION, sampling=GREEDY)
+    assert run(load_engine(tiny_llama), [row])[0].tokens > 0
 
 
 def fingerprint(engine: Any) -> str:

@@ -1,4 +1,5 @@
-"""An adapter as a download: a zip with one folder at its top that plain `peft` loads on any machine.
+"""An adapter as a download: a zip with one folder at its top that plain `peft` loads on any machine; of the kinds that
+PEFT lacks (jobs.modules), what the README in it says loads it.
 
 The files are the run's own, but that they name the base model by its Hub id or its name: the folder on this machine
 where the run found it says nothing elsewhere, and tells whose machine it was.

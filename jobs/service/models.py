@@ -179,7 +179,7 @@ class Models:
         return _adapter_view(row, self._base_row(row.base_model_id).name)
 
     def adapter_path(self, adapter_id: int) -> Path:
-        """The PEFT folder. Raises UserError where it is gone."""
+        """Its folder. Raises UserError where it is gone."""
         row = self._adapter_row(adapter_id)
         path = self._home.absolute(row.path)
         if not (path / "adapter_config.json").is_file():
@@ -203,7 +203,7 @@ class Models:
         shutil.rmtree(path, ignore_errors=True)
 
     def adapter_zip(self, adapter_id: int) -> tuple[str, Iterator[bytes]]:
-        """A file name and the chunks of a zip that plain `peft` loads after unpacking.
+        """A file name and the chunks of a zip that loads after unpacking, without Graft.
 
         It names the base by its Hub id, also the starter's; a folder's, which no other machine has, by its name.
         """
