@@ -269,7 +269,7 @@ class Attempt:
             raise _Stopped
 
 
-def _samples(spec: RunSpec, task: tasks.Task, tokenizer: Any, validation: list[Row]) -> dict[int, Encoded]:
+def _samples(spec: RunSpec, task: tasks.Task, tokenizer: Any, validation: Sequence[Row]) -> dict[int, Encoded]:
     """A few validation rows with their texts, by number, for the evaluations of a task that is not prompted."""
     if task.talks:
         return {}
