@@ -376,6 +376,19 @@ def test_the_same_row_twice_is_never_on_both_sides() -> None:
     assert (len(train), len(validation)) == (8, 2)
 
 
+def test_one_prompt_with_several_answers_is_never_on_both_sides() -> None:
+    def row(number: int, prompt: int) -> Row:
+        return Row(number, np.array([5, prompt, number]), np.array([False, False, True]))
+
+    rows = [row(number, number // 2) for number in range(40)]
+    for seed in range(5):
+        train, validation = split(rows, 8, seed)
+        assert len(validation) == 8
+        assert not {each.input_ids[1] for each in train} & {each.input_ids[1] for each in validation}
+    train, validation = split([row(number, int(number > 37)) for number in range(40)], 8, seed=0)
+    assert (len(train), len(validation)) == (32, 8)  # one prompt has nearly all rows: they are parted
+
+
 def test_every_epoch_has_its_own_order_of_all_rows() -> None:
     first, second = epoch_order(20, 0, 0), epoch_order(20, 0, 1)
     assert sorted(first) == sorted(second) == list(range(20))

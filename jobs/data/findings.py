@@ -104,7 +104,7 @@ class Findings:
             first = _first(trained)
             self._prompts.append(hash(tuple(encoded.input_ids[:first])) if first > 1 else 0)
             self._answers.append(sum(trained) if first >= 0 else -1)
-            if len(trained) > self._length and first >= 0 and any(trained[self._length :]):
+            if len(trained) > self._length > first >= 0 and any(trained[self._length :]):
                 self._cut.add(number)
             if self._labelled:
                 self._text_keys.append(key_of(values, self._judged))

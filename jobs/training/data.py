@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+_ENOUGH = 0.5  # of the rows to keep aside, before rows with one prompt are parted
 IGNORED = -100  # the label that no loss counts
 
 
@@ -83,20 +84,17 @@ def as_row(number: int, encoded: Encoded) -> Row:
 def split(rows: Sequence[Row], count: int, seed: int) -> tuple[Sequence[Row], Sequence[Row]]:
     """Rows to train on, and `count` rows kept aside, drawn by the seed.
 
-    Rows with the same tokens stay on one side, else the validation loss would praise memory. Where that leaves nothing
-    to keep aside (all rows alike), they are split all the same.
+    Rows with the same prompt stay on one side, else the validation loss would praise memory. Where that would keep too
+    few aside (one prompt has most of the rows) it is the rows with the same tokens; where all are alike they are split
+    all the same.
     """
     if count == 0:
         return rows, []
-    group_of, sizes = _alike(rows)
-    groups = list(range(len(sizes)))
-    random.Random(seed).shuffle(groups)
-    aside = np.zeros(len(sizes), dtype=np.bool_)  # whole groups
-    kept = 0
-    for group in groups:
-        if kept + sizes[group] <= count:
-            aside[group] = True
-            kept += sizes[group]
+    group_of, sizes = _alike(rows, prompts=True)
+    aside, kept = _whole_groups(sizes, count, seed)
+    if kept < _ENOUGH * count:
+        group_of, sizes = _alike(rows, prompts=False)
+        aside, kept = _whole_groups(sizes, count, seed)
     chosen = aside[group_of]
     if not kept:
         seen = [0] * len(sizes)
@@ -108,9 +106,29 @@ def split(rows: Sequence[Row], count: int, seed: int) -> tuple[Sequence[Row], Se
     return take(rows, np.flatnonzero(~chosen)), take(rows, np.flatnonzero(chosen))
 
 
-def _alike(rows: Sequence[Row]) -> tuple[np.ndarray, list[int]]:
+def _whole_groups(sizes: list[int], count: int, seed: int) -> tuple[np.ndarray, int]:
+    """(which groups are kept aside, how many rows those have: at most `count`)."""
+    groups = list(range(len(sizes)))
+    random.Random(seed).shuffle(groups)
+    aside = np.zeros(len(sizes), dtype=np.bool_)
+    kept = 0
+    for group in groups:
+        if kept + sizes[group] <= count:
+            aside[group] = True
+            kept += sizes[group]
+    return aside, kept
+
+
+def _prompt(row: Row) -> np.ndarray:
+    """The tokens before the first that is trained; all of them where none stands before it, or none is trained."""
+    first = int(row.trained.argmax())
+    return row.input_ids[:first] if first > 1 else row.input_ids
+
+
+def _alike(rows: Sequence[Row], prompts: bool) -> tuple[np.ndarray, list[int]]:
     """(for each row the number of its group, in the order of their first rows; how many rows each group has)."""
-    digests = (hashlib.blake2b(row.input_ids.tobytes(), digest_size=8).digest() for row in rows)
+    tokens = (_prompt(row) if prompts else row.input_ids for row in rows)
+    digests = (hashlib.blake2b(ids.tobytes(), digest_size=8).digest() for ids in tokens)
     keys = np.fromiter((int.from_bytes(digest) for digest in digests), dtype=np.uint64, count=len(rows))
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)

@@ -1,0 +1,149 @@
+"""What the check of a whole file finds, row by row, and which mend puts it right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.data.columns import Mapping, Shape
+from jobs.data.findings import Finding
+from jobs.data.mends import MendRef, mend
+from jobs.data.preflight import check
+from jobs.tasks import task_for
+from tests.test_mends import CHAT, LABELS, PAIRS, TAGS, turns
+from tests.test_preflight import stored
+from tests.test_tasks import tokenizer
+from tests.tiny import TEMPLATE
+
+
+def found(folder: Path, mapping: Mapping, rows: list[Any], *mends: MendRef, length: int = 512) -> dict[str, Finding]:
+    """Findings by kind; of several of one kind by the mend that helps."""
+    chosen = task_for(mapping.shape)
+    report = check(
+        stored(folder, rows), mapping, chosen, type(chosen).Params(), tokenizer(TEMPLATE), length, mends=mends
+    )
+    for finding in report.findings:
+        if finding.mend:
+            mend(finding.mend)  # there is such a mend
+    return {
+        f"{each.kind}: {each.mend.name}" if each.kind == "bad rows" and each.mend else each.kind: each
+        for each in report.findings
+    }
+
+
+def fine(count: int) -> list[Any]:
+    return [{"q": f"question {n}?", "a": f"this is the answer number {n}"} for n in range(count)]
+
+
+def test_a_fine_file_has_nothing_to_say(tmp_path: Path) -> None:
+    assert found(tmp_path, PAIRS, fine(60)) == {}
+
+
+def test_rows_that_stand_twice_are_told_by_number_and_gone_when_mended(tmp_path: Path) -> None:
+    rows = [*fine(3), *fine(2), *[{**row, "id": 7} for row in fine(1)]]
+    duplicates = found(tmp_path, PAIRS, list(rows))["duplicates"]
+    assert (duplicates.count, duplicates.rows, duplicates.severity) == (3, (4, 5, 6), "warn")
+    assert duplicates.words == "3 rows repeat an earlier row word for word."
+    assert duplicates.mend
+    assert "duplicates" not in found(tmp_path, PAIRS, list(rows), duplicates.mend)
+
+
+def test_turns_in_disorder_name_the_mend_that_helps(tmp_path: Path) -> None:
+    rows = [turns("u:a", "u:b", "a:c"), turns("a:hi", "u:a", "a:b"), turns("u:a", "a:b", "u:c"), turns("u:a", "a: ")]
+    rows += [turns("u:a", "s:b", "a:c"), turns("u:fine", "a:yes"), turns("u:a", "a:b", "a:c")]
+    findings = found(tmp_path, CHAT, list(rows))
+    seen = {
+        name.partition(": ")[2]: (each.count, each.rows) for name, each in findings.items() if each.severity == "bad"
+    }
+    assert seen == {
+        "merge_turns": (2, (1, 7)),
+        "drop_leading_answer": (1, (2,)),
+        "drop_trailing_question": (1, (3,)),
+        "drop_empty_turns": (1, (4,)),
+        "drop_bad": (1, (5,)),
+    }
+    mends = sorted((each.mend for each in findings.values() if each.mend), key=lambda ref: mend(ref)[0].order)
+    assert not any(name.startswith("bad") for name in found(tmp_path, CHAT, list(rows), *mends))
+
+
+def test_what_the_settings_cause_is_not_blamed_on_the_data(tmp_path: Path) -> None:
+    rows = [*fine(2), {"q": "the fox " * 200, "a": "far away"}, {"q": "x", "a": "the dog " * 200}]
+    findings = found(tmp_path, PAIRS, list(rows), length=64)
+    assert not any(name.startswith("bad") for name in findings)
+    assert (findings["cut answers"].count, findings["cut answers"].rows) == (1, (4,))
+
+
+def test_special_tokens_written_as_text_are_found_wherever_they_stand(tmp_path: Path) -> None:
+    rows = [*fine(2), {"q": "x", "a": "yes<|im_end|>\n<|im_start|>user"}]
+    special = found(tmp_path, PAIRS, list(rows))["special tokens"]
+    assert (special.count, special.rows) == (1, (3,)) and "<|im_end|>" in special.words
+    assert special.mend and set(special.mend.params["tokens"]) == {"<|im_end|>", "<|im_start|>"}
+    assert found(tmp_path, PAIRS, list(rows), special.mend) == {}
+    assert found(tmp_path, CHAT, [turns("u:a <|im_end|>", "a:b"), turns("u:a <b>", "a:b")])["special tokens"].rows == (
+        1,
+    )
+
+
+def test_labels_that_contradict_or_are_spelled_twice_are_told(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": ("spam", "ham")[n % 2]} for n in range(30)]
+    rows += [{"text": "text 0", "label": "ham"}, {"text": "text 50", "label": "Spam"}]
+    findings = found(tmp_path, LABELS, list(rows))
+    assert (findings["conflicts"].count, findings["conflicts"].rows) == (2, (1, 31))
+    assert (findings["label spellings"].count, findings["label spellings"].rows) == (1, (32,))
+    assert "'Spam' for 'spam'" in findings["label spellings"].words
+    mended = found(tmp_path, LABELS, list(rows), MendRef(name="unify_labels"), MendRef(name="drop_conflicting"))
+    assert not {"conflicts", "label spellings"} & set(mended)
+
+
+def test_uneven_labels_are_told_with_the_setting_that_helps(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": "rare" if n < 2 else "usual"} for n in range(40)]
+    assert "Balance labels" in found(tmp_path, LABELS, list(rows))["labels"].words
+    assert found(tmp_path, LABELS, [{**row, "label": "one"} for row in rows])["labels"].severity == "bad"
+
+
+def test_tags_that_break_the_rule_are_found(tmp_path: Path) -> None:
+    rows = [{"w": ["Ada", "ran"], "t": ["B-PER", "O"]}, {"w": ["the", "Ada"], "t": ["O", "I-PER"]}]
+    broken = found(tmp_path, TAGS, list(rows))["tags"]
+    assert (broken.count, broken.rows) == (1, (2,))
+    assert broken.mend and "tags" not in found(tmp_path, TAGS, list(rows), broken.mend)
+
+
+def test_one_prompt_in_several_rows_says_what_the_split_does(tmp_path: Path) -> None:
+    rows = [*fine(20), {"q": "question 3?", "a": "another answer altogether"}]
+    same = found(tmp_path, PAIRS, list(rows))["same prompts"]
+    assert (same.count, same.rows) == (2, (4, 21)) and "stay on one side" in same.words
+    assert (
+        "cannot all stay"
+        in found(tmp_path, PAIRS, [{"q": "same", "a": str(n)} for n in range(9)])["same prompts"].words
+    )
+
+
+def test_answers_far_from_the_usual_length_are_shown(tmp_path: Path) -> None:
+    rows = [*fine(60), {"q": "well?", "a": "x"}, {"q": "how?", "a": "the dog " * 200}]
+    findings = found(tmp_path, PAIRS, list(rows), length=4_096)
+    assert findings["short answers"].rows == (61,)
+    assert findings["long answers"].rows == (62,)
+
+
+@pytest.mark.parametrize(
+    ("shape", "row"),
+    [
+        (Shape.EXTRACTIVE, {"question": "who?", "context": "the fox ran", "answers": "the dog"}),
+        (Shape.PREFERENCE, {"prompt": "who?", "chosen": "the fox", "rejected": "the fox"}),
+    ],
+)
+def test_answers_that_teach_nothing_are_bad_rows_that_a_mend_leaves_out(tmp_path: Path, shape: Shape, row: Any) -> None:
+    mapping = Mapping(shape=shape, columns={name: name for name in row})
+    rows = [row, {**row, "answers": "the fox", "rejected": "the dog"}]
+    rows = [{name: each[name] for name in row} for each in rows]
+    findings = found(tmp_path, mapping, list(rows))
+    assert findings["bad rows: drop_bad"].rows == (1,)
+    assert "bad rows: drop_bad" not in found(tmp_path, mapping, list(rows), MendRef(name="drop_bad"))
+
+
+def test_duplicates_are_counted_across_batches(tmp_path: Path) -> None:
+    rows = [{"q": f"question {n % 700}?", "a": f"the answer {n % 700} of many words"} for n in range(2_000)]
+    findings = found(tmp_path, PAIRS, list(rows))
+    assert findings["duplicates"].count == 1_300 and findings["duplicates"].rows == tuple(range(701, 711))
