@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from app.charts import charts_json
+from app.evaluation import evaluation_html
 from app.messages import Update, Viewer, answers_json, dumps
 from app.run_words import details, header
 from jobs.errors import UserError
@@ -65,11 +66,14 @@ class RunChannel(Channel):
         self.header = header(service, run)
         self._told_details = dumps(details(run))
         self._answers = {(a.step, a.position): a for a in service.runs.answers(run_id)}
+        self._evaluated, self._evaluation = newest_evaluation(service, run_id)
         self._answers_asked = time.monotonic()
 
     def hello(self, answers: int) -> str:
         """The first message to a viewer who has `answers` of the run's answers."""
         message: dict[str, Any] = {"run": self.header, "details": json.loads(self._told_details), "now": time.time()}
+        if self._evaluated is not None:
+            message["evaluation"] = self._evaluation
         if answers != len(self._answers):
             message |= {"answers": answers_json(self._answers.values()), "answers_anew": True}
         return dumps(message)
@@ -98,7 +102,7 @@ class RunChannel(Channel):
             self.last_id = points[-1].id
         if turned or time.monotonic() - self._answers_asked > ANSWERS_INTERVAL:
             self._answers_asked = time.monotonic()
-            rest |= self._new_answers()
+            rest |= self._new_answers() | self._new_evaluation()
         else:
             self.dirty = True  # what changed may have been answers: look again when it is time for them
         return [Update(points, rest)] if points or rest else []
@@ -111,6 +115,13 @@ class RunChannel(Channel):
         new = [answer for key, answer in found.items() if before.get(key) != answer]
         return {"answers": answers_json(new)} if new else {}
 
+    def _new_evaluation(self) -> dict[str, Any]:
+        steps = self._service.runs.evaluation_steps(self._run_id)
+        if (steps[-1] if steps else None) == self._evaluated:
+            return {}
+        self._evaluated, self._evaluation = newest_evaluation(self._service, self._run_id)
+        return {"evaluation": self._evaluation}
+
     def look_for(self, viewer: Viewer) -> list[str]:
         if viewer.log_offset is None:
             return []
@@ -120,6 +131,13 @@ class RunChannel(Channel):
             return []
         viewer.log_offset = offset
         return [dumps({"log": text, "log_anew": anew, "log_offset": offset})]
+
+
+def newest_evaluation(service: Service, run_id: int) -> tuple[int | None, str]:
+    """The step of the newest evaluation that has more to show than numbers, and what it shows; None and nothing where
+    there is none."""
+    found = service.runs.evaluation(run_id)
+    return (found.step, evaluation_html(found.step, found.details)) if found else (None, "")
 
 
 class FragmentChannel(Channel):
@@ -263,6 +281,7 @@ class Hub:
             "details": details(run),
             "charts": charts_json(),
             "answers": answers_json(answers),
+            "evaluation": newest_evaluation(self.service, run_id)[1],
             "series": columns,
             "last_id": last_id,
         }

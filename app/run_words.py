@@ -36,6 +36,7 @@ def header(service: Service, run: RunView) -> dict[str, Any]:
         "predicted_memory": run.predicted_memory,
         "peak_memory": run.peak_memory,
         "adapter_id": run.adapter_id,
+        "try_it": try_it(run.spec.task, run.adapter_id) if run.adapter_id else None,
         "can_stop": not run.state.ended and not run.stop_requested,
         "can_resume": run.can_resume,
         "attempt": run.attempt,
@@ -45,6 +46,21 @@ def header(service: Service, run: RunView) -> dict[str, Any]:
         "trained_seconds": run.trained_seconds,
         "ended_at": run.ended_at.timestamp() if run.ended_at else None,
     }
+
+
+def try_it(task_name: str, adapter_id: int) -> tuple[str, str]:
+    """What one does with an adapter of this task, and the page for it."""
+    if talks(task_name):
+        return "Chat with it", f"/playground?adapter={adapter_id}"
+    return "Try it", f"/predict?adapter={adapter_id}"
+
+
+def talks(task_name: str) -> bool:
+    """Whether what the task trains is asked in the playground's chat; a task of a later version is taken to."""
+    try:
+        return task(task_name).talks
+    except UserError:
+        return True
 
 
 def words(service: Service, run: RunView) -> str:

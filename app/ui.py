@@ -52,6 +52,8 @@ def build(service: Service) -> gr.Blocks:
         if page is not first:
             with demo.route(page.TITLE, page.SLUG, show_in_navbar=False):
                 _frame(found, page, service)
+    for event in demo.fns.values():
+        event.api_visibility = "private"  # else every page carries a description of its events: more than itself
     return demo
 
 

@@ -10,10 +10,12 @@ from app.actions import action_html, action_list, action_of
 from app.blocks import markup
 from app.callbacks import Shown, guarded
 from app.components import bytes_text, card, count_text, escape, note_html, page_header, when_text
+from app.run_words import label, talks, try_it
 from jobs.errors import UserError
-from jobs.methods import all_methods
+from jobs.methods import method as find_method
 from jobs.service import Service
 from jobs.service.models import AdapterView, BaseModelView
+from jobs.tasks import task as find_task
 
 SLUG = "models"
 TITLE = "Models"
@@ -116,7 +118,8 @@ def _base_html(view: BaseModelView) -> str:
     buttons = ""
     if view.available:
         buttons += f'<a class="button" href="train?base={view.id}">Train</a>'
-        buttons += f'<a class="button" href="playground?base={view.id}">Chat</a>'
+        if shape.family == "decoder":
+            buttons += f'<a class="button" href="playground?base={view.id}">Chat</a>'
     if view.source != "starter":
         buttons += action_html(
             "remove", view.id, "Remove", question=f"Remove {view.name} from the list? Its files on disk stay."
@@ -148,14 +151,15 @@ def adapters_html(views: list[AdapterView]) -> str:
 
 
 def _adapter_html(view: AdapterView) -> str:
-    method = all_methods()[view.method].label if view.method in all_methods() else view.method
+    taught = f"{label(find_method, view.method)}, {label(find_task, view.task)}"
     return (
-        f'<article class="card"><h3>{escape(view.name)}</h3><p class="hint">{escape(method)}'
+        f'<article class="card"><h3>{escape(view.name)}</h3><p class="hint">{escape(taught)}'
         f" on {escape(view.base_model)} · {escape(when_text(view.created_at))}</p>"
         f'<dl class="pairs"><dt>Trained parameters</dt><dd>{count_text(view.trainable_parameters)}</dd><dt>Size</dt>'
         f"<dd>{bytes_text(view.size_bytes)}</dd><dt>From</dt>"
         f'<dd><a href="run?id={view.run_id}">run {view.run_id}</a>, step {view.step:,}</dd></dl>'
-        f'<div class="buttons"><a class="button primary" href="playground?adapter={view.id}">Chat</a>'
+        f'<div class="buttons"><a class="button primary" href="{try_it(view.task, view.id)[1]}">'
+        f"{'Chat' if talks(view.task) else 'Try'}</a>"
         f'<a class="button" href="download/adapters/{view.id}" download>Download</a>'
         + action_html("rename", view.id, "Rename", question="A new name for this adapter", value=view.name)
         + action_html(

@@ -17,9 +17,11 @@ from app.blocks import markup
 from app.callbacks import Shown, guarded, query_number
 from app.components import escape, note_html, page_header, when_text
 from app.forms import Form
+from app.run_words import talks
 from jobs.errors import UserError
 from jobs.inference.sampling import Sampling
 from jobs.service import Service
+from jobs.service.models import AdapterView
 from jobs.service.playground import MOST_PANES, ChatView, Delta, Status
 
 SLUG = "playground"
@@ -87,8 +89,12 @@ def build(service: Service) -> None:
         bare = service.models.base(base_id).name
         return [bare if each is None else known.get(each, "Deleted adapter") for each in adapters]
 
+    def chatting(base_id: int | None) -> list[AdapterView]:
+        """The adapters that answer in a chat; the others have a page of their own."""
+        return [each for each in service.models.adapters(base_id) if talks(each.task)] if base_id else []
+
     def pane_choices(base_id: int | None) -> list[tuple[str, str]]:
-        adapters = service.models.adapters(base_id) if base_id else []
+        adapters = chatting(base_id)
         return [("Base model, as it is", BARE), *((each.name, str(each.id)) for each in adapters)]
 
     def read_panes(chosen: list[str]) -> tuple[int | None, ...]:
@@ -119,7 +125,7 @@ def build(service: Service) -> None:
 
     @guarded(notice)
     def show(request: gr.Request) -> Shown:
-        bases = service.models.bases()
+        bases = [each for each in service.models.bases() if each.shape.family == "decoder"]
         shown: Shown = earlier(query_number(request, "chat"))
         chat, adapter = None, None
         base_id = query_number(request, "base")
@@ -128,13 +134,15 @@ def build(service: Service) -> None:
             base_id = chat.base_model_id
         elif (number := query_number(request, "adapter")) is not None:
             adapter = service.models.adapter(number)
+            if not talks(adapter.task):
+                raise UserError(f"{adapter.name} does not chat. Its own page is reached from the Models page: Try.")
             base_id = adapter.base_model_id
         base_id = base_id or next((each.id for each in bases if each.available), None)
         if chat:
             chosen = [BARE if each is None else str(each) for each in chat.panes]
             shown |= with_chat(chat) | dict(zip(sampling.components, sampling.show(chat.sampling), strict=True))
         else:
-            adapters = service.models.adapters(base_id) if base_id else []
+            adapters = chatting(base_id)
             newest = adapter or next(iter(adapters), None)
             chosen = [BARE] if base_id else []
             chosen += [str(newest.id)] if newest and query_number(request, "base") is None else []
@@ -271,7 +279,11 @@ EMPTY = (
 
 def chats_html(views: list[ChatView], current: int | None) -> str:
     """Earlier chats, newest first."""
-    samples = '<p class="hint"><a href="samples">Kept samples</a></p>'
+    samples = (
+        '<p class="hint"><a href="samples">Kept samples</a></p>'
+        '<p class="hint"><a href="predict">Classifiers, taggers and '
+        "translators</a> are tried on a page of their own.</p>"
+    )
     if not views:
         return f'<section class="card earlier"><h3>Earlier chats</h3><p class="hint">None yet.</p>{samples}</section>'
     rows = "".join(

@@ -68,6 +68,7 @@ _SHELL = """
       <label class="chart-option">At <select data-run="answers-step" aria-label="Checkpoint"></select></label></div>
     <div data-run="answers"></div>
   </section>
+  <div data-run="evaluation"></div>
   <div data-run="charts-small" class="charts"></div>
   <section class="card">
     <details><summary>What was trained</summary><div data-run="facts"></div></details>

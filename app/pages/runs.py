@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.components import STATES, badge_html, duration_text, escape, live_html, page_header, when_text
-from app.run_words import label, steps_text, words
+from app.run_words import label, steps_text, talks, try_it, words
 from jobs.methods import method
 from jobs.service import Service
 from jobs.service.runs import RunView
@@ -42,7 +42,8 @@ def _row_html(service: Service, run: RunView) -> str:
     said = (run.reason or "") if run.state.ended else words(service, run)
     if said == STATES[run.state.value][0]:
         said = ""  # the badge says it
-    chat = f'<a href="/playground?adapter={run.adapter_id}">Chat</a>' if run.adapter_id else ""
+    where = try_it(spec.task, run.adapter_id)[1] if run.adapter_id else ""
+    chat = f'<a href="{where}">{"Chat" if talks(spec.task) else "Try"}</a>' if where else ""
     best = f"{run.best_eval_loss:.3f}" if run.best_eval_loss is not None else "–"
     taken = run.trained_seconds if run.started_at and run.state.ended else None
     return (

@@ -23,6 +23,7 @@
     const size = Math.abs(n);
     return size >= 10000 ? `${(n / 1000).toFixed(size >= 100000 ? 0 : 1)} k` : size >= 100 ? grouped.format(Math.round(n)) : String(+n.toPrecision(3));
   }
+  function share(n) { return n == null ? "–" : `${String(+(n * 100).toPrecision(n > 0.0995 ? 3 : 2))} %`; }
   function duration(s) {
     if (s == null) return "–";
     s = Math.max(0, Math.round(s));
@@ -35,6 +36,7 @@
   /* The numbers along an axis: as many decimals as its step needs. */
   function ticks(kind, values, step) {
     const unit = kind === "bytes" ? 1000 ** Math.max(0, Math.floor(Math.log10(Math.max(...values, 1)) / 3)) : 1;
+    if (kind === "share") return values.map((value) => `${+(value * 100).toFixed(2)} %`);
     let digits = 0;
     while (digits < 8 && Math.abs(Math.round(step / unit * 10 ** digits) / 10 ** digits * unit / step - 1) > 1e-6) digits++;
     const name = { 1: "B", 1e3: "kB", 1e6: "MB", 1e9: "GB", 1e12: "TB" }[unit];
@@ -43,7 +45,7 @@
       return Math.abs(value) >= 10000 ? plain(value) : value.toFixed(digits);
     });
   }
-  const FORMATS = { loss, rate, plain, bytes };
+  const FORMATS = { loss, rate, plain, bytes, share };
 
   function make(name, classes, text) {
     const made = document.createElement(name);
@@ -191,7 +193,8 @@
         cursor: { sync: { key: "run" }, drag: { x: true, y: false }, points: { size: 7 } },
         scales: {
           x: { time: false },
-          y: this.declared.from_zero ? { range: (_, low, high) => [0, (high || 1) * 1.1] } : {},
+          y: this.declared.kind === "share" ? { range: [0, 1] }
+            : this.declared.from_zero ? { range: (_, low, high) => [0, (high || 1) * 1.1] } : {},
         },
         axes: [
           { ...axis, size: 26, values: (_, values) => values.map((step) => (Number.isInteger(step) ? grouped.format(step) : "")) },

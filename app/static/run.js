@@ -34,12 +34,13 @@
       this.lastId = snapshot.last_id;
       this.find("body").hidden = false;
       this.find("waiting").hidden = true;
-      const rest = this.find("charts-small");
-      this.charts = snapshot.charts.map((chart) => new RunChart(chart, this.series, chart.large ? this.find("charts-large") : rest));
+      this.charts = snapshot.charts.map((chart) => this.chart(chart));
+      this.known = new Set(snapshot.charts.flatMap((chart) => chart.lines.map((line) => line.metric)));
       this.run = {};
       this.wire();
       this.takeDetails(snapshot.details);
       this.takeAnswers(snapshot.answers, true);
+      this.takeEvaluation(snapshot.evaluation);
       this.takeRun(snapshot.run);
       this.draw();
       document.addEventListener("graft:theme", () => { for (const chart of this.charts) if (chart.uplot) chart.build(); });
@@ -51,6 +52,21 @@
           if (state === "open") this.logOpened();
         });
       setInterval(() => this.tick(), 1000);
+    }
+
+    chart(declared) {
+      return new RunChart(declared, this.series, this.find(declared.large ? "charts-large" : "charts-small"));
+    }
+
+    /* A metric that stands in no chart gets one, named after it. */
+    chartOthers() {
+      for (const name of this.series.keys()) {
+        if (this.known.has(name)) continue;
+        this.known.add(name);
+        const title = name.replaceAll("_", " ").replace(/^./, (letter) => letter.toUpperCase());
+        const line = { metric: name, label: title, colour: "curve-1", dots: true };
+        this.charts.push(this.chart({ key: name, title, kind: "plain", lines: [line] }));
+      }
     }
 
     missing(text) {
@@ -66,6 +82,7 @@
       if (message.details) this.takeDetails(message.details);
       if (message.run) this.takeRun(message.run);
       if (message.points) this.takePoints(message.points, message.id);
+      if (message.evaluation !== undefined) this.takeEvaluation(message.evaluation);
       if (message.answers) this.takeAnswers(message.answers, message.answers_anew);
       if (message.log !== undefined) this.takeLog(message);
     }
@@ -82,6 +99,7 @@
 
     draw() {
       this.frame = 0;
+      this.chartOthers();
       for (const name of ["charts-large", "charts-small"]) {
         this.find(name).hidden = this.charts.every((chart) => chart.card.parentNode !== this.find(name) || chart.empty);
       }
@@ -130,7 +148,7 @@
       this.find("again").href = `/train?run=${this.id}`; // a new run, with this one's settings
       for (const name of ["chat", "download"]) this.find(name).hidden = !run.adapter_id;
       if (run.adapter_id) {
-        this.find("chat").href = `/playground?adapter=${run.adapter_id}`;
+        [this.find("chat").textContent, this.find("chat").href] = run.try_it;
         this.find("download").href = `/download/adapters/${run.adapter_id}`;
       }
       this.find("progress").hidden = !(run.total_steps && !run.ended);
@@ -179,6 +197,9 @@
         return group;
       }));
     }
+
+    /* ---- What the newest evaluation found: HTML that the server made, and escaped ---- */
+    takeEvaluation(html) { this.find("evaluation").innerHTML = html; }
 
     /* ---- Answers at the checkpoints ---- */
     takeAnswers(list, anew) {

@@ -151,7 +151,8 @@ class Widgets:
         )
 
     def show_task(self, fitting: Sequence[TaskChoice], chosen: str | None, params: dict[str, Any]) -> Shown:
-        """The tasks to choose from, in words where there is one or none; the chosen one's settings."""
+        """The tasks to choose from, in words where there is one or none; the chosen one's settings, or those that
+        the dataset suggests."""
         can = [each for each in fitting if not each.problems]
         return {
             self.task: gr.Radio(
@@ -162,7 +163,7 @@ class Widgets:
             self.task_words: _task_words(fitting),
             self.task_title: self._title(self.tasks.get(chosen or ""), "task"),
             self.prompts_box: gr.Column(visible=chosen in self.tasks and self.tasks[str(chosen)].talks),
-            **self.task_forms.show(chosen, params),
+            **self.task_forms.show(chosen, params or next((each.params for each in can if each.name == chosen), {})),
         }
 
     def show_training(self, values: dict[str, Any]) -> Shown:
