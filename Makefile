@@ -60,12 +60,13 @@ typecheck: $(DEV_STAMP) ## Check types
 	@$(BIN)/mypy
 
 .PHONY: bench
-bench: $(DEV_STAMP) browser ## Measure: write to pixel, training, the engine, memory (benchmarks/)
+bench: $(DEV_STAMP) browser ## Measure: write to pixel, training, the engine, memory, data (benchmarks/)
 	@$(BIN)/python -m jobs.prepare
 	@$(BIN)/python -m benchmarks.live
 	@$(BIN)/python -m benchmarks.training $(STARTER)
 	@$(BIN)/python -m benchmarks.engine $(STARTER)
 	@$(BIN)/python -m benchmarks.memory
+	@$(BIN)/python -m benchmarks.data $(STARTER)
 
 .PHONY: screenshots
 screenshots: $(DEV_STAMP) browser ## Take docs/screenshots/ again, by training for real
