@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Engine
 
 from jobs.errors import UserError
+from jobs.inference.client import EngineClient
 from jobs.inference.sampling import Sampling
 from jobs.inference.slot import Slot
 from jobs.service.models import Models
@@ -45,7 +46,7 @@ def models(home: Home, engine: Engine) -> Models:
 
 @pytest.fixture(scope="module")
 def playground(home: Home, engine: Engine, models: Models) -> Iterator[Playground]:
-    playground = Playground(home, engine, models)
+    playground = Playground(engine, models, Slot(home.logs / "engine.txt"))
     yield playground
     playground.close()
 
@@ -275,7 +276,7 @@ def test_a_pane_of_another_base_model_is_refused(
 
 def test_an_engine_nobody_asks_leaves_memory(tiny_llama: Path, tmp_path: Path) -> None:
     slot = Slot(tmp_path / "engine.txt", idle_seconds=0.2)
-    seat, _ = slot.take(BaseModelRef(name="tiny", folder=tiny_llama))
+    seat, _ = slot.take(BaseModelRef(name="tiny", folder=tiny_llama), EngineClient)
     assert seat is not None
     seat.client.load()
     pid = seat.client.pid

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from jobs.frozen import Frozen
 from jobs.inference.sampling import Sampling
+from jobs.tasks.predictions import Prediction
 
 Finish = Literal["end", "length", "stopped"]
 
@@ -42,3 +43,12 @@ class Reply(Frozen):
     status: str | None = None  # what it is doing, in words
     engine: dict[str, Any] | None = None  # device, dtype, package versions, adapter fingerprints; before the first text
     more: tuple[More, ...] = ()
+
+
+class Predicted(Frozen):
+    """One message of the predicting child: what it is doing, or what one adapter says of every input."""
+
+    status: str | None = None
+    predictions: tuple[Prediction, ...] | None = None
+    baseline: Prediction | None = None  # what could be said without looking at the input
+    seconds: float = 0.0

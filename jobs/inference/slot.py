@@ -10,19 +10,21 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-from jobs.inference.client import EngineClient
+from jobs.inference.client import Client
 from jobs.spec import BaseModelRef
 
 IDLE_SECONDS = 15 * 60.0
+C = TypeVar("C", bound=Client)
 
 
 @dataclass
-class Seat:
+class Seat(Generic[C]):
     """A base model in the place, and how many use it now."""
 
     base: BaseModelRef
-    client: EngineClient
+    client: C
     users: int = 0
     used: float = 0.0  # time.monotonic of the last use
     ended_because: str | None = None  # set where the engine was ended under its users
@@ -33,31 +35,31 @@ class Slot:
         self._log = log
         self._idle = idle_seconds
         self._changed = threading.Condition()
-        self._seat: Seat | None = None
+        self._seat: Seat[Any] | None = None
         self._timer: threading.Timer | None = None
 
-    def take(self, base: BaseModelRef, wait: float = 0.5) -> tuple[Seat | None, str | None]:
-        """A seat to use until `leave`, and the name of the model that had to go for it.
+    def take(self, base: BaseModelRef, kind: type[C], wait: float = 0.5) -> tuple[Seat[C] | None, str | None]:
+        """A seat to use until `leave`, and the name of the model that had to go for it. `kind`: who answers on it.
 
         No seat, and the name of the model that others still use, where it is not free within `wait` seconds.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._free_for(base), wait):
+            if not self._changed.wait_for(lambda: self._free_for(base, kind), wait):
                 return None, self._seat.base.name if self._seat else None
             old = self._seat
             gone = None
-            if old is None or old.base != base:
+            if old is None or not _is(old, base, kind):
                 if old:
                     gone = old.base.name if old.client.alive else None
                     old.client.close()
-                self._seat = old = Seat(base, EngineClient(base, self._log))
+                self._seat = old = Seat(base, kind(base, self._log))
             old.users += 1
             return old, gone
 
-    def _free_for(self, base: BaseModelRef) -> bool:
-        return self._seat is None or self._seat.base == base or not self._seat.users
+    def _free_for(self, base: BaseModelRef, kind: type[Client]) -> bool:
+        return self._seat is None or _is(self._seat, base, kind) or not self._seat.users
 
-    def leave(self, seat: Seat) -> None:
+    def leave(self, seat: Seat[Any]) -> None:
         with self._changed:
             seat.users -= 1
             seat.used = time.monotonic()
@@ -88,3 +90,7 @@ class Slot:
         seat.ended_because = because
         seat.client.close()
         return seat.base.name if was_alive else None
+
+
+def _is(seat: Seat[Any], base: BaseModelRef, kind: type[Client]) -> bool:
+    return seat.base == base and type(seat.client) is kind

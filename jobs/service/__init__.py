@@ -19,11 +19,14 @@ class Service:
     """Opens the catalog (migrating it first) and hands out its parts. `close` ends the children it started."""
 
     def __init__(self, home: Home) -> None:
+        from jobs.inference.slot import Slot
         from jobs.service.datasets import Datasets
         from jobs.service.examples import Examples
+        from jobs.service.mending import Mending
         from jobs.service.models import Models
         from jobs.service.planning import Planning
         from jobs.service.playground import Playground
+        from jobs.service.predictions import Predictions
         from jobs.service.preparation import Preparation
         from jobs.service.runs import Runs
 
@@ -33,8 +36,11 @@ class Service:
         self.models = Models(home, self.engine)
         self.preparation = Preparation(self.models)
         self.datasets = Datasets(home, self.engine, self.models)
+        self.mending = Mending(self.engine, self.datasets)
         self.planning = Planning(self.models, self.datasets)
-        self.playground = Playground(home, self.engine, self.models)
+        slot = Slot(home.logs / "engine.txt")
+        self.playground = Playground(self.engine, self.models, slot)
+        self.predictions = Predictions(self.models, slot)
         self.runs = Runs(home, self.engine, make_room=self._make_room)
         self.examples = Examples(self.models, self.datasets, self.planning, self.runs)
 

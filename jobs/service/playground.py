@@ -14,13 +14,13 @@ from sqlalchemy import Engine, or_, select
 
 from jobs.errors import UserError
 from jobs.frozen import Frozen
+from jobs.inference.client import EngineClient
 from jobs.inference.protocol import Row
 from jobs.inference.sampling import Sampling
 from jobs.inference.slot import Seat, Slot
 from jobs.rpc import ChildDied
 from jobs.service.models import Models
 from storage.db import read, write
-from storage.files import Home
 from storage.tables import Adapter, BaseModel, Chat, ChatAnswer, Sample
 
 MOST_PANES = 8
@@ -94,12 +94,12 @@ class _Turn:
 
 
 class Playground:
-    def __init__(self, home: Home, engine: Engine, models: Models) -> None:
+    def __init__(self, engine: Engine, models: Models, slot: Slot) -> None:
         self._engine = engine
         self._models = models
-        self._slot = Slot(home.logs / "engine.txt")
+        self._slot = slot
         self._lock = threading.Lock()
-        self._running: dict[int, tuple[_Turn, Seat | None]] = {}  # by chat
+        self._running: dict[int, tuple[_Turn, Seat[EngineClient] | None]] = {}  # by chat
 
     def new_chat(self, base_model_id: int, panes: tuple[int | None, ...], sampling: Sampling) -> ChatView:
         """Raises UserError for panes that do not belong to the base model."""
@@ -279,7 +279,7 @@ class Playground:
         ref = self._models.ref(base_model_id)
 
         def load() -> None:
-            seat, _ = self._slot.take(ref, wait=0)
+            seat, _ = self._slot.take(ref, EngineClient, wait=0)
             if seat:
                 try:
                     with contextlib.suppress(UserError):  # the first question will say what is wrong
@@ -296,7 +296,7 @@ class Playground:
         """Stream a turn from the engine of its base model, filling `turn` as it goes."""
         ref = self._models.ref(base_model_id)
         while True:
-            seat, other = self._slot.take(ref)
+            seat, other = self._slot.take(ref, EngineClient)
             if seat:
                 break
             if turn.stopped:

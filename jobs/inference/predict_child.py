@@ -1,0 +1,93 @@
+"""The predicting process: `python -m jobs.inference.predict_child --model SOURCE [--revision R] --name NAME`.
+
+Answers "predict" (adapters, inputs) with one reply an adapter, in their order. It ends when its parent closes the pipe.
+Never opens the catalog.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.errors import UserError
+from jobs.inference.protocol import Predicted
+from jobs.rpc import Request, RpcServer
+from jobs.spec import BaseModelRef
+
+if TYPE_CHECKING:
+    from jobs.inference.predictor import Predictor
+
+
+class Child:
+    def __init__(self, base: BaseModelRef) -> None:
+        self._base = base
+        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+
+    def accept(self, request: Request) -> None:
+        """Called on the reading thread."""
+        self._requests.put(request)
+
+    def compute(self) -> None:
+        """The computing thread: one request after another, until the process ends."""
+        predictor: Predictor | None = None
+        while True:
+            request = self._requests.get()
+            try:
+                if predictor is None:
+                    from jobs.inference.predictor import Predictor
+
+                    predictor = Predictor(self._base)
+                self._answer(request, predictor)
+                request.done()
+            except UserError as error:
+                request.fail(*error.problems)
+            except Exception as error:
+                traceback.print_exc()
+                request.fail(_words(error))
+
+    def _answer(self, request: Request, predictor: Predictor) -> None:
+        for adapter in request.params["adapters"]:
+            if request.cancelled:
+                return
+            folder = Path(adapter)
+            if not predictor.knows(folder):
+                request.send(Predicted(status=f"Loading {self._base.name}").model_dump(mode="json"))
+            began = time.monotonic()
+            found, baseline = predictor.predict(folder, request.params["inputs"])
+            seconds = time.monotonic() - began
+            said = Predicted(predictions=tuple(found), baseline=baseline, seconds=seconds)
+            request.send(said.model_dump(mode="json"))
+
+
+def _words(error: Exception) -> str:
+    if type(error).__name__ == "OutOfMemoryError":
+        return "The GPU has too little free memory for this. Wait for a run to end, or shorten the text."
+    return f"Nothing could be predicted ({type(error).__name__}); the log engine.txt says why."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--revision")
+    parser.add_argument("--name", required=True)
+    arguments = parser.parse_args()
+    folder = Path(arguments.model)
+    if folder.is_dir():
+        base = BaseModelRef(name=arguments.name, folder=folder)
+    else:
+        base = BaseModelRef(name=arguments.name, hub_id=arguments.model, revision=arguments.revision)
+    server = RpcServer()
+    child = Child(base)
+    threading.Thread(target=child.compute, daemon=True).start()
+    server.serve(child.accept)
+    os._exit(0)  # the computing thread may be in the middle of a text; nobody wants its answer
+
+
+if __name__ == "__main__":
+    main()

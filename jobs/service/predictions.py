@@ -1,0 +1,160 @@
+"""What trained heads say of a text: one adapter, or several side by side, also on different base models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+
+from jobs.card import AdapterCard, read_card
+from jobs.errors import UserError
+from jobs.frozen import Frozen
+from jobs.inference.client import PredictorClient
+from jobs.inference.slot import Slot
+from jobs.rpc import ChildDied
+from jobs.service.models import AdapterView, Models
+from jobs.service.playground import Status
+from jobs.tasks import Task
+from jobs.tasks import task as find_task
+from jobs.tasks.predictions import Prediction
+
+MOST_ADAPTERS = 8
+MOST_INPUTS = 1_000
+MOST_CHARS = 200_000  # of one text
+
+
+class HeadView(Frozen):
+    """What an adapter can be asked."""
+
+    adapter: AdapterView
+    task: str
+    task_label: str
+    inputs: dict[str, bool]  # name of each text it takes -> whether it must be given
+    labels: tuple[str, ...]
+    max_length: int  # tokens
+
+
+class Answered(Frozen):
+    """What one adapter says of every input."""
+
+    adapter_id: int
+    name: str
+    task: str
+    predictions: tuple[Prediction, ...]  # in the inputs' order
+    baseline: Prediction | None  # what could be said without looking: the most frequent label, the mean
+    seconds: float
+
+
+class Predictions:
+    def __init__(self, models: Models, slot: Slot) -> None:
+        self._models = models
+        self._slot = slot
+
+    def adapters(self, task: str | None = None) -> list[HeadView]:
+        """Every adapter that can be asked, newest first; those of one task where it is named."""
+        found = []
+        for view in self._models.adapters():
+            if (task is None or view.task == task) and find_task(view.task).inputs:
+                try:
+                    found.append(self.head(view.id))
+                except UserError:
+                    continue  # its files are gone: the Models page says so
+        return found
+
+    def head(self, adapter_id: int) -> HeadView:
+        """Raises UserError where there is no such adapter, or it answers in a chat instead."""
+        view, card, task = self._read(adapter_id)
+        return HeadView(
+            adapter=view,
+            task=card.task,
+            task_label=task.label,
+            inputs=dict(task.inputs),
+            labels=card.labels,
+            max_length=card.max_length,
+        )
+
+    def predict(self, adapter_id: int, inputs: Sequence[Mapping[str, str]]) -> tuple[Prediction, ...]:
+        """What one adapter says of each input. Raises UserError where it cannot be asked."""
+        *_, answered = (said for said in self.ask([adapter_id], inputs) if isinstance(said, Answered))
+        return answered.predictions
+
+    def ask(self, adapter_ids: Sequence[int], inputs: Sequence[Mapping[str, str]]) -> Iterator[Status | Answered]:
+        """What each adapter says of every input, one Answered an adapter as they come; adapters of one base model
+        follow each other. Between them what is being done. Closing the iterator ends it.
+
+        Raises UserError, with every problem, before anything is loaded, and where something goes wrong on the way.
+        """
+        problems = [] if 1 <= len(adapter_ids) <= MOST_ADAPTERS else [f"Choose between 1 and {MOST_ADAPTERS} adapters."]
+        if not 1 <= len(inputs) <= MOST_INPUTS:
+            problems.append(f"You gave {len(inputs):,} inputs; between 1 and {MOST_INPUTS:,} are answered at once.")
+        read = []
+        for adapter_id in dict.fromkeys(adapter_ids):
+            try:
+                read.append(self._read(adapter_id))
+            except UserError as error:
+                problems += error.problems
+        tasks = {card.task: task for _, card, task in read}
+        for task in tasks.values():
+            problems += _input_problems(task, inputs)
+        UserError.raise_all(dict.fromkeys(problems))
+        given = [{name: text for name, text in one.items() if text} for one in inputs]
+        by_base: dict[int, list[tuple[AdapterView, AdapterCard, Task]]] = {}
+        for item in read:
+            by_base.setdefault(item[0].base_model_id, []).append(item)
+        for base_id, items in by_base.items():
+            yield from self._on_base(base_id, items, given)
+
+    def _on_base(
+        self, base_id: int, items: Sequence[tuple[AdapterView, AdapterCard, Task]], inputs: Sequence[dict[str, str]]
+    ) -> Iterator[Status | Answered]:
+        ref = self._models.ref(base_id)
+        while True:
+            seat, other = self._slot.take(ref, PredictorClient)
+            if seat:
+                break
+            yield Status(text=f"Waiting until {other} has finished its answer")
+        try:
+            if other:
+                yield Status(text=f"Unloaded {other}")
+            folders = [self._models.adapter_path(view.id) for view, _, _ in items]
+            remaining = iter(items)
+            with closing(seat.client.predict(folders, inputs)) as replies:
+                for reply in replies:
+                    if reply.status:
+                        yield Status(text=reply.status)
+                    if reply.predictions is not None:
+                        view, card, _ = next(remaining)
+                        yield Answered(
+                            adapter_id=view.id,
+                            name=view.name,
+                            task=card.task,
+                            predictions=reply.predictions,
+                            baseline=reply.baseline,
+                            seconds=reply.seconds,
+                        )
+        except ChildDied as error:
+            raise UserError(
+                seat.ended_because
+                or "The process ended in the middle of its work, perhaps because memory ran out. Ask again: it starts "
+                "anew. Its log is engine.txt."
+            ) from error
+        finally:
+            self._slot.leave(seat)
+
+    def _read(self, adapter_id: int) -> tuple[AdapterView, AdapterCard, Task]:
+        view = self._models.adapter(adapter_id)
+        task = find_task(view.task)
+        if not task.inputs:
+            raise UserError(f"{view.name} was trained for the task {task.label}: ask it in the playground's chat.")
+        return view, read_card(self._models.adapter_path(adapter_id)), task
+
+
+def _input_problems(task: Task, inputs: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    needed = [name for name, must in task.inputs.items() if must]
+    for number, one in enumerate(inputs, start=1):
+        where = f"Input {number}: " if len(inputs) > 1 else ""
+        if missing := [name for name in needed if not one.get(name, "").strip()]:
+            yield f"{where}Write something into {' and '.join(missing)}."
+        if unknown := [name for name in one if name not in task.inputs]:
+            yield f"{where}{task.label} takes {', '.join(task.inputs)}, not {', '.join(unknown)}."
+        if any(len(text) > MOST_CHARS for text in one.values()):
+            yield f"{where}It is longer than {MOST_CHARS:,} characters. Shorten it."
