@@ -35,6 +35,8 @@ class TunedModel(torch.nn.Module):
     number can be told from its neighbour.
     """
 
+    _hf_peft_config_loaded = True  # transformers asks this of a quantized base before it trains beside it
+
     def __init__(
         self,
         base: PreTrainedModel,
