@@ -29,6 +29,7 @@ from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.requests import ClientDisconnect
 
 from app import ui
 from app.access import Access
@@ -118,8 +119,14 @@ def _mount(app: FastAPI, service: Service, host: str, port: int) -> FastAPI:
         theme=theme(),
         head=head(),
         enable_monitoring=False,
-        app_kwargs={"exception_handlers": {404: not_found}},
+        app_kwargs={"exception_handlers": {404: not_found, ClientDisconnect: _broken_off}},
     )
+
+
+async def _broken_off(request: Request, error: Exception) -> Response:
+    """An upload whose page was closed: nobody hears the answer, and it is no fault that needs a traceback."""
+    log.info("A request to %s was broken off by its sender.", request.url.path)
+    return Response(status_code=400)
 
 
 def _upkeep(home: Home, closing: threading.Event) -> None:

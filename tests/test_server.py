@@ -144,6 +144,19 @@ def test_a_page_asks_nobody_but_this_server(server: Server) -> None:
     assert fetched == []
 
 
+def test_an_upload_that_is_broken_off_is_a_line_in_the_log_and_no_traceback(server: Server) -> None:
+    log = server.home / "logs" / "server.log"
+    before = len(log.read_text())
+    with socket.create_connection(("127.0.0.1", server.port)) as sender:
+        sender.sendall(
+            b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5000\r\n"
+            b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+            b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.csv"\r\n\r\nabc'
+        )
+    wait_for(lambda: "/gradio_api/upload was broken off" in log.read_text()[before:])
+    assert "Traceback" not in log.read_text()[before:]
+
+
 def test_our_own_files_are_kept_by_the_browser(server: Server) -> None:
     for name in ("app.css", "run.js", "uPlot.iife.min.js", "icon.svg"):
         answer = ask(server, "GET", f"/graft/{name}")
