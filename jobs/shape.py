@@ -70,6 +70,7 @@ class ModelShape(Frozen):
     has_chat_template: bool
     family: Family = "decoder"
     vectors: tuple[Vector, ...] = ()
+    decoder_layers: int = 0  # of an encoder-decoder's second part; `layers` are its first one's
 
     @property
     def linear_parameters(self) -> int:
@@ -141,7 +142,8 @@ def shape_of(config: dict[str, Any], tensors: dict[str, dict[str, Any]], *, has_
         return default
 
     hidden = size("hidden_size", "n_embd", "d_model")
-    heads = size("num_attention_heads", "n_head", "num_heads")
+    heads = size("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads")
+    layers, family = size("num_hidden_layers", "n_layer", "num_layers", "encoder_layers"), _family(config)
     model_type = str(config.get("model_type", "unknown"))
     transposed = model_type in ("gpt2",)  # Conv1D keeps its weight as [in, out]
     linears, vectors, embeddings, parameters = [], [], 0, 0
@@ -169,11 +171,11 @@ def shape_of(config: dict[str, Any], tensors: dict[str, dict[str, Any]], *, has_
         architecture=(config.get("architectures") or ["unknown"])[0],
         model_type=model_type,
         hidden_size=hidden,
-        intermediate_size=size("intermediate_size", "n_inner", "d_ff", default=4 * hidden),
-        layers=size("num_hidden_layers", "n_layer", "num_layers"),
+        intermediate_size=size("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim", default=4 * hidden),
+        layers=layers,
         heads=heads,
         kv_heads=size("num_key_value_heads", default=heads),
-        head_dim=size("head_dim", default=hidden // heads),
+        head_dim=size("head_dim", "d_kv", default=hidden // heads),
         vocab_size=size("vocab_size"),
         max_length=size("max_position_embeddings", "n_positions", default=2048),
         parameters=parameters,
@@ -181,7 +183,10 @@ def shape_of(config: dict[str, Any], tensors: dict[str, dict[str, Any]], *, has_
         dtype=max(dtypes, key=dtypes.__getitem__) if dtypes else "F32",
         linears=tuple(linears),
         has_chat_template=has_chat_template,
-        family=_family(config),
+        family=family,
+        decoder_layers=size("num_decoder_layers", "decoder_layers", default=layers)
+        if family == "encoder-decoder"
+        else 0,
         vectors=tuple(vectors),
     )
 

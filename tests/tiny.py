@@ -63,6 +63,37 @@ def build_llama(folder: Path, *, layers: int = 2, hidden: int = 64, template: st
     return folder
 
 
+def build_t5(folder: Path, *, hidden: int = 64, decoder_layers: int = 2) -> Path:
+    """A tiny random T5 (encoder and decoder, unequal d_kv) whose tokenizer ends every text, in `folder`."""
+    import torch
+    from tokenizers import processors
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(template=None)
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end[0]}", pair=f"$A {end[0]} $B {end[0]}", special_tokens=[end]
+    )
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=hidden,
+        d_kv=24,
+        d_ff=2 * hidden,
+        num_layers=2,
+        num_decoder_layers=decoder_layers,
+        num_heads=4,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def build_adapter(base: Path, folder: Path, *, seed: int, strength: float = 0.3) -> Path:
     """A LoRA on all linear layers of `base` whose B is random, so that it answers differently from the base."""
     import torch

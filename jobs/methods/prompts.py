@@ -5,6 +5,7 @@ Lester et al. 2021 (prompt tuning), Liu et al. 2021 (P-tuning), Li and Liang 202
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -169,6 +170,21 @@ class PrefixTuning(PromptLearning):
         network = (each * params.width + params.width) + (params.width * everywhere + everywhere)
         return params.tokens * each + network
 
+    def check(self, params: Params, shape: ModelShape, hardware: Hardware) -> list[str]:
+        problems = super().check(params, shape, hardware)
+        if shape.family == "encoder":
+            problems.append(
+                f"You chose {self.label}, but {shape.architecture} keeps no keys and values that a prefix could stand "
+                "in. Choose Prompt tuning or LoRA."
+            )
+        uneven = [m for m in shape.linears if m.leaf == "k" and m.out_features != shape.hidden_size]
+        if shape.family == "encoder-decoder" and (uneven or _decoder_layers(shape) != shape.layers):
+            problems.append(
+                f"You chose {self.label}, but PEFT can make a prefix only where the decoder has the encoder's sizes, "
+                f"and {shape.architecture}'s has others. Choose Prompt tuning or LoRA."
+            )
+        return problems
+
     def learning_rate(self, shape: ModelShape) -> float:
         return 1e-2
 
@@ -182,3 +198,9 @@ class PrefixTuning(PromptLearning):
             encoder_hidden_size=params.width,
             init_weights="zero",
         )
+
+
+def _decoder_layers(shape: ModelShape) -> int:
+    return len(
+        {match.group(1) for m in shape.linears if (match := re.match(r"(?:.*\.)?decoder\.\w+\.(\d+)\.", m.name))}
+    )

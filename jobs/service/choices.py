@@ -16,7 +16,7 @@ from jobs.methods.base import Method
 from jobs.presets import Preset
 from jobs.shape import ModelShape
 from jobs.spec import TrainingParams
-from jobs.tasks import all_tasks
+from jobs.tasks import tasks_for as tasks_taking
 from jobs.tasks.base import Task
 
 
@@ -26,6 +26,7 @@ class TaskChoice(Frozen):
     name: str
     label: str
     help: str
+    params: dict[str, Any]  # its settings, as this dataset suggests them
     problems: tuple[str, ...]  # why this model cannot learn it; empty where it can
 
 
@@ -51,10 +52,20 @@ def tasks_for(mapping: Mapping | None, shape: ModelShape | None) -> tuple[TaskCh
     if mapping is None:
         return ()
     return tuple(
-        TaskChoice(name=name, label=task.label, help=task.help, problems=tuple(_task_problems(task, mapping, shape)))
-        for name, task in all_tasks().items()
-        if mapping.shape in task.shapes
+        TaskChoice(
+            name=task.name,
+            label=task.label,
+            help=task.help,
+            params=suggested(task, mapping),
+            problems=tuple(_task_problems(task, mapping, shape)),
+        )
+        for task in tasks_taking(mapping.shape)
     )
+
+
+def suggested(task: Task, mapping: Mapping) -> dict[str, Any]:
+    """The task's settings as this dataset suggests them."""
+    return type(task).Params(**task.suggest(mapping)).model_dump()
 
 
 def _task_problems(task: Task, mapping: Mapping, shape: ModelShape | None) -> list[str]:

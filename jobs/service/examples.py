@@ -9,10 +9,11 @@ from typing import Any
 
 from pydantic import Field
 
+from jobs import starter
 from jobs.errors import UserError
 from jobs.frozen import Frozen
 from jobs.service.datasets import Datasets, DatasetView
-from jobs.service.models import Models
+from jobs.service.models import BaseModelView, Models
 from jobs.service.planning import Draft, Planning
 from jobs.service.runs import Runs, RunView
 
@@ -26,7 +27,9 @@ class Example(Frozen):
     title: str
     description: str
     file: str  # in examples/
+    base_model: str = starter.NAME  # one of the starters
     task: str = "chat"
+    task_params: dict[str, Any] = Field(default_factory=dict)
     method: str = "lora"
     method_params: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
@@ -61,33 +64,43 @@ class Examples:
         return view if view.name == example.title else self._datasets.rename(view.id, example.title)
 
     def start(self, name: str) -> RunView:
-        """Train the starter model on the example with its recipe.
+        """Train the example's starter model on it with its recipe.
 
         Raises UserError where the starter model is not ready yet, or the recipe does not fit this machine.
         """
         example = self._get(name)
-        starter = next((base for base in self._models.bases() if base.source == "starter"), None)
-        if starter is None:
+        base = self._base(example)
+        if base is None:
             raise UserError(
-                "The starter model is still being prepared. Its progress is on the first page; try again then."
+                f"The starter model {example.base_model} is still being prepared. Its progress is on the first page; "
+                "try again then."
             )
         dataset = self.add(name)
-        draft = self._planning.defaults(starter.id, dataset.id, example.method)
+        draft = self._planning.defaults(base.id, dataset.id, example.method, task=example.task)
         plan = self._planning.plan(
             Draft(
                 name=example.title,
-                base_model_id=starter.id,
+                base_model_id=base.id,
                 dataset_id=dataset.id,
                 method=example.method,
                 method_params={**draft.method_params, **example.method_params},
                 task=example.task,
+                task_params={**draft.task_params, **example.task_params},
                 training={**draft.training, **example.training},
                 prompts=example.prompts,
             )
         )
         if plan.spec is None:
             raise UserError(*plan.problems)
-        return self._runs.start(plan.spec, starter.id, dataset.id)
+        return self._runs.start(plan.spec, base.id, dataset.id)
+
+    def ready(self, name: str) -> bool:
+        """Whether the starter model that the example trains is there."""
+        return self._base(self._get(name)) is not None
+
+    def _base(self, example: Example) -> BaseModelView | None:
+        starters = (base for base in self._models.bases() if base.source == "starter" and base.available)
+        return next((base for base in starters if Path(base.location).name == example.base_model), None)
 
     def _get(self, name: str) -> Example:
         try:

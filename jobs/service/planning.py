@@ -19,6 +19,7 @@ from jobs.service.choices import (
     methods_for,
     preset_params,
     share,
+    suggested,
     task_problem,
     tasks_for,
 )
@@ -98,7 +99,9 @@ class Planning:
             fitting = self.tasks(dataset_id, base_model_id) if dataset_id else ()
             usual = next((each for each in fitting if not each.problems), next(iter(fitting), None))
             task = usual.name if usual else "chat"
-        rate = chosen.learning_rate(shape) * find_task(task).rate_scale
+        teaches = find_task(task)
+        mapping = self._datasets.get(dataset_id).mapping if dataset_id else None
+        rate = chosen.learning_rate(shape) * teaches.rate_scale
         training = {"learning_rate": float(f"{rate:.2g}"), **settings.training}
         training["max_length"] = _usual_length(shape)
         return Draft(
@@ -107,6 +110,7 @@ class Planning:
             method=method,
             method_params=preset_params(chosen, settings),
             task=task,
+            task_params=suggested(teaches, mapping) if mapping and mapping.shape in teaches.shapes else {},
             training=TrainingParams(**training).model_dump(),
         )
 
@@ -148,6 +152,22 @@ class Planning:
                 problems += task_problem(method, task)
             problems += method.check(method_params, base.shape, hardware)
             notes += method.notes(method_params, base.shape, hardware)
+        if training and training.recompute and method and not method.recomputes:
+            problems.append(
+                f"You set Recompute activations, but {method.label} cannot train with it: what is recomputed would not "
+                "see the prefix. Turn it off, or choose another method."
+            )
+        places = method.positions(method_params) if method and method_params else 0
+        if (
+            base
+            and training
+            and places
+            and base.shape.max_length - places < training.max_length <= base.shape.max_length
+        ):
+            problems.append(
+                f"You set Maximum length to {training.max_length:,}, but {base.name} was made for at most "
+                f"{base.shape.max_length:,} tokens, and {method.label} takes {places} of them. Lower it."  # type: ignore[union-attr]
+            )
         if base and training and training.max_length > base.shape.max_length:
             problems.append(
                 f"You set Maximum length to {training.max_length:,}, but {base.name} was made for at most "
@@ -197,6 +217,7 @@ class Planning:
                     fingerprint=dataset.fingerprint,
                     rows=self._datasets.rows_path(dataset),
                     mapping=mapping,
+                    mends=dataset.mends,
                 ),
                 task=draft.task,
                 task_params=task_params.model_dump(),

@@ -57,4 +57,11 @@ class Number(Frozen):
     value: float
 
 
-Prediction = Annotated[Labels | Spans | FoundAnswer | Number, Field(discriminator="kind")]
+class Written(Frozen):
+    """What a text was turned into."""
+
+    kind: Literal["text"] = "text"
+    text: str
+
+
+Prediction = Annotated[Labels | Spans | FoundAnswer | Number | Written, Field(discriminator="kind")]

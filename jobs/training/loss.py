@@ -21,7 +21,7 @@ def summed_loss(model: Any, batch: dict[str, torch.Tensor], right: list[Any] | N
     """
     logits, targets = predicted(model, batch)
     if right is not None:
-        right += ((logits.argmax(dim=-1) == targets) & (targets != IGNORED)).sum(dim=1).tolist()
+        right += right_tokens(logits, targets)
     return token_losses(logits, targets).sum()
 
 
@@ -43,6 +43,11 @@ def predicted(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor,
         keep = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
         return model(**inputs, logits_to_keep=keep + before, use_cache=False).logits, targets[:, keep]
     return model(**inputs, use_cache=False).logits[:, before:-1], targets
+
+
+def right_tokens(logits: torch.Tensor, targets: torch.Tensor) -> list[int]:
+    """How many of each row's tokens the model would have chosen itself."""
+    return ((logits.argmax(dim=-1) == targets) & (targets != IGNORED)).sum(dim=1).tolist()
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

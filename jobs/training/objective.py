@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.tasks.base import Encoded, Scores, Task
@@ -67,6 +67,11 @@ class Objective:
                     batch = {name: value.to(device.name) for name, value in self.collate(part).items()}
                     total += self.task.loss(model, batch, self.setting, predictions).item()
                     seen += part
-                return self.task.score(total / max(self.items(seen), 1), predictions, seen, self.setting)
+                scores = self.task.score(total / max(self.items(seen), 1), predictions, seen, self.setting)
+                more = self.task.write_and_measure(model, rows, self.setting)
+            if more:
+                values, details = {**scores.values, **more.values}, {**scores.details, **more.details}
+                scores = replace(scores, values=values, details=details)
+            return scores
         finally:
             model.train(training)

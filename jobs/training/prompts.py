@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jobs.data.rendering import end_tokens, prompt_text
+from jobs.data.rendering import prompt_text
 from jobs.errors import RowProblem, UserError
 from jobs.events import PromptAnswer
 from jobs.training.load import Device, pad_token_id
+from jobs.training.writing import write
 
 _LONGEST_PROMPT = 1_024  # tokens; what is longer keeps its end
 MAX_NEW_TOKENS = 48
@@ -63,28 +64,7 @@ class FixedPrompts:
             self._model.train(training)
 
     def _generate(self) -> list[str]:
-        import torch
-        from transformers import GenerationConfig
-
-        pad = pad_token_id(self._tokenizer)
-        longest = max(map(len, self._tokens))
-        input_ids = torch.full((len(self._tokens), longest), pad)
-        mask = torch.zeros((len(self._tokens), longest), dtype=torch.long)
-        for index, tokens in enumerate(self._tokens):  # on the left: answers begin at one place
-            input_ids[index, longest - len(tokens) :] = torch.tensor(tokens)
-            mask[index, longest - len(tokens) :] = 1
-        output = self._model.generate(
-            input_ids=input_ids.to(self._device.name),
-            attention_mask=mask.to(self._device.name),
-            generation_config=GenerationConfig(
-                max_new_tokens=MAX_NEW_TOKENS,
-                do_sample=False,
-                use_cache=True,
-                pad_token_id=pad,
-                eos_token_id=sorted(end_tokens(self._tokenizer, self._model.generation_config)) or None,
-            ),
-        )
-        texts = self._tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
+        texts = write(self._model, self._tokenizer, self._tokens, MAX_NEW_TOKENS)
         return [text.strip() if self._as_chat else text for text in texts]
 
     def _encode(self, prompt: str) -> list[int]:
