@@ -5,8 +5,8 @@ Between two passes the base is the base: its weights are exchanged by their stor
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,6 @@ from safetensors import safe_open
 from jobs.errors import UserError
 from jobs.modules import bottleneck, whole
 from jobs.modules.config import MODEL, TENSORS, Kind, TunedConfig
-from jobs.modules.swap import swapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,30 +75,35 @@ class Resident:
 
 
 class Overlay:
-    """A saved adapter in memory, ready for its base."""
+    """A saved adapter in memory. `with overlay.on():` the base answers as it was taught, and after that as itself."""
 
     def __init__(
         self, resident: Resident, weights: dict[str, torch.Tensor], adapters: dict[str, bottleneck.Bottleneck]
     ) -> None:
         self._resident, self._weights, self._adapters = resident, weights, adapters
+        self._undo: list[Callable[[], object]] = []
         self.whole = len(weights) == len(resident.parameters)  # a copy of everything that the base has
         replaced = {id(resident.parameters[name]) for name, tensor in weights.items() if tensor.ndim > 1}
         # Layers that compute with weights they laid out for themselves (jobs.inference.packed) must look again.
         self._laid_out = [m for m in resident.modules.values() if id(getattr(m, "weight", None)) in replaced]
 
-    @contextlib.contextmanager
-    def on(self) -> Iterator[None]:
-        """The base answers as the adapter taught it inside the block, and as itself after it."""
-        forwards = [(module, module.__dict__.pop("forward")) for module in self._laid_out if "forward" in vars(module)]
-        hooks = bottleneck.hook(self._resident.modules, self._adapters)
-        try:
-            with swapped(self._resident.parameters, self._weights):
-                yield
-        finally:
-            for handle in hooks:
-                handle.remove()
-            for module, forward in forwards:
-                module.__dict__["forward"] = forward
+    def on(self) -> Overlay:
+        """What to enter. Without a `with`, on a base of its own, it stays on."""
+        return self
+
+    def __enter__(self) -> None:
+        self._undo += [handle.remove for handle in bottleneck.hook(self._resident.modules, self._adapters)]
+        for module in self._laid_out:
+            if "forward" in vars(module):
+                self._undo.append(partial(setattr, module, "forward", vars(module).pop("forward")))
+        for name, tensor in self._weights.items():
+            parameter = self._resident.parameters[name]
+            self._undo.append(partial(setattr, parameter, "data", parameter.data))
+            parameter.data = tensor
+
+    def __exit__(self, *raised: object) -> None:
+        while self._undo:
+            self._undo.pop()()
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

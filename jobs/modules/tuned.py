@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from jobs.errors import UserError
 from jobs.modules import bottleneck, readme, whole
 from jobs.modules.config import MODEL, TENSORS, BottleneckConfig, Kind, TunedConfig
-from jobs.modules.swap import swapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,12 +122,17 @@ class TunedModel(torch.nn.Module):
             if self._whole_base is None:
                 self._whole_base = whole.read_base(self.base)
             own = self._whole_base | own
+        parameters = dict(self.base.named_parameters())
+        trained = {name: parameters[name].data for name in own}
         self._enabled = False
         try:
-            with swapped(dict(self.base.named_parameters()), own):
-                yield
+            for name, tensor in own.items():
+                parameters[name].data = tensor  # exchanged, not copied
+            yield
         finally:
             self._enabled = True
+            for name, tensor in trained.items():
+                parameters[name].data = tensor
 
     def merge_and_unload(self) -> PreTrainedModel:
         """The base as a plain model with what was trained in it. Bottleneck adapters are no part of any of its layers.
