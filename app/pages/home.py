@@ -38,9 +38,10 @@ def build(service: Service) -> None:
 
 def home_html(service: Service) -> str:
     """Everything below the header; sent anew when the catalog or the starter model's preparation changes."""
-    ready = any(base.source == "starter" and base.available for base in service.models.bases())
+    examples = service.examples.list()
+    ready = {example.name for example in examples if service.examples.ready(example.name)}
     return (
-        f'<div class="home"><div id="problems"></div>{_preparation_html(service, ready)}'
+        f'<div class="home"><div id="problems"></div>{_preparation_html(service, len(ready) == len(examples))}'
         f"{_examples_html(service, ready)}{_own_html()}{_figures_html(service)}{_recent_html(service)}</div>"
     )
 
@@ -63,13 +64,14 @@ def _preparation_html(service: Service, ready: bool) -> str:
     return f'<div class="card" data-key="preparation">{body}</div>'
 
 
-def _examples_html(service: Service, ready: bool) -> str:
+def _examples_html(service: Service, ready: set[str]) -> str:
     cards = "".join(
         f'<article class="card example" data-key="example-{escape(example.name)}"><p class="eyebrow">Try it</p>'
         f"<h2>{escape(example.title)}</h2><p>{escape(example.description)}</p>"
         f'<div class="buttons"><button type="button" class="button{"" if i else " primary"}" '
-        f'data-post="/live/examples/{escape(example.name)}/start"{"" if ready else " disabled"}>Train this example'
-        f'</button><span class="hint">{"about two minutes" if ready else "when the starter model is ready"}</span>'
+        f'data-post="/live/examples/{escape(example.name)}/start"{"" if example.name in ready else " disabled"}>'
+        'Train this example</button><span class="hint">'
+        f"{'about two minutes' if example.name in ready else 'when the starter model is ready'}</span>"
         "</div></article>"
         for i, example in enumerate(service.examples.list())
     )

@@ -16,7 +16,7 @@ from typing import IO
 
 from sqlalchemy import Engine, func, select
 
-from jobs import hub, starter
+from jobs import hub, starter, starter_encoder
 from jobs.errors import UserError
 from jobs.frozen import Frozen
 from jobs.rpc import child_environment
@@ -64,10 +64,12 @@ class Models:
         self._engine = engine
 
     def prepare_starter(self) -> Iterator[Progress]:
-        """Convert the starter model once into the home and catalog it; nothing to do (no progress) where it is there.
+        """Put the starter models into the home once and catalog them; nothing to do (no progress) where they are there.
 
-        Two callers at once: one converts, the other shows how far it is. Closing the iterator ends the conversion.
+        The encoder is only copied; the other is converted. Two callers at once: one converts, the other shows how far
+        it is. Closing the iterator ends the conversion. Raises UserError with what is missing.
         """
+        problems = self._prepare_encoder()
         folder = self._home.models / starter.NAME
         if not folder.is_dir():
             with (self._home.models / ".starter.lock").open("a+b") as lock:
@@ -79,6 +81,21 @@ class Models:
                 if not folder.is_dir():
                     yield from self._convert(folder, lock)
         self._catalog(starter.NAME, "starter", str(folder.relative_to(self._home.root)), None, folder)
+        UserError.raise_all(problems)
+
+    def _prepare_encoder(self) -> tuple[str, ...]:
+        """Why there is none; without it everything else still works."""
+        folder = self._home.models / starter_encoder.NAME
+        if not folder.is_dir():
+            with (self._home.models / ".encoder.lock").open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                try:
+                    if not folder.is_dir():
+                        starter_encoder.provide(folder)
+                except UserError as error:
+                    return error.problems
+        self._catalog(starter_encoder.NAME, "starter", str(folder.relative_to(self._home.root)), None, folder)
+        return ()
 
     def _convert(self, folder: Path, lock: IO[bytes]) -> Iterator[Progress]:
         for left_over in folder.parent.glob(f".{folder.name}.*.tmp"):
@@ -110,10 +127,10 @@ class Models:
             raise UserError(error or f"The starter model could not be prepared; the log {log.name} says why.")
 
     def bases(self) -> list[BaseModelView]:
-        """The starter first, then by date."""
+        """The starters first, that which writes before that which reads; then by date."""
         with read(self._engine) as session:
             rows = session.scalars(select(BaseModel).order_by(BaseModel.created_at, BaseModel.id)).all()
-        return [self._base_view(row) for row in sorted(rows, key=lambda row: row.source != "starter")]
+        return [self._base_view(row) for row in sorted(rows, key=_rank)]
 
     def base(self, base_model_id: int) -> BaseModelView:
         """Raises UserError where there is none."""
@@ -145,7 +162,7 @@ class Models:
     def _what_is_local(self) -> str:
         names = [view.name for view in self.bases() if view.source != "hub" and view.available]
         if not names:
-            return "The starter model and folders on this machine need no network."
+            return "The starter models and folders on this machine need no network."
         return f"{_and(names)} {'is' if len(names) == 1 else 'are'} on this machine."
 
     def remove_base(self, base_model_id: int) -> None:
@@ -205,11 +222,12 @@ class Models:
     def adapter_zip(self, adapter_id: int) -> tuple[str, Iterator[bytes]]:
         """A file name and the chunks of a zip that loads after unpacking, without Graft.
 
-        It names the base by its Hub id, also the starter's; a folder's, which no other machine has, by its name.
+        It names the base by its Hub id, also a starter's; a folder's, which no other machine has, by its name.
         """
         view, path = self.adapter(adapter_id), self.adapter_path(adapter_id)
         base = self._base_row(view.base_model_id)
-        named = {"starter": starter.HUB_ID, "hub": base.location}.get(base.source, base.name)
+        own = starter_encoder if Path(base.location).name == starter_encoder.NAME else starter
+        named = {"starter": own.HUB_ID, "hub": base.location}.get(base.source, base.name)
         name = adapter_zip.file_name(view.name, otherwise=f"adapter-{adapter_id}")
         return f"{name}.zip", adapter_zip.chunks(path, name, named)
 
@@ -226,7 +244,7 @@ class Models:
         raise UserError(f"There is no adapter number {adapter_id}; it may have been deleted.")
 
     def _folder(self, row: BaseModel) -> Path:
-        # Joined, not resolved: the starter's folder may be a link to a conversion that several homes share.
+        # Joined, not resolved: a starter's folder may be a link to a conversion that several homes share.
         return self._home.root / row.location if row.source == "starter" else Path(row.location)
 
     def _base_view(self, row: BaseModel) -> BaseModelView:
@@ -261,6 +279,10 @@ class Models:
             row.revision, row.shape = revision, shape.model_dump(mode="json")
             session.flush()
             return self._base_view(row)
+
+
+def _rank(row: BaseModel) -> int:
+    return 2 if row.source != "starter" else int(Path(row.location).name != starter.NAME)
 
 
 def _adapter_view(row: Adapter, base_model: str) -> AdapterView:
