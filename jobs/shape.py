@@ -24,6 +24,14 @@ _ENCODERS = frozenset(
         *("modernbert", "mpnet", "nomic_bert", "roberta", "roformer", "xlm-roberta", "xlm-roberta-xl"),
     }
 )
+# How the names of the head begin that an encoder was pretrained with, or tuned before.
+_ENCODER_HEADS = frozenset(
+    {
+        *("cls", "classifier", "decoder", "discriminator_predictions", "generator_lm_head", "generator_predictions"),
+        *("head", "lm_head", "lm_predictions", "mlm_head", "pre_classifier", "predictions", "qa_outputs", "score"),
+        *("vocab_layer_norm", "vocab_projector", "vocab_transform"),
+    }
+)
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -70,6 +78,7 @@ class ModelShape(Frozen):
     has_chat_template: bool
     family: Family = "decoder"
     vectors: tuple[Vector, ...] = ()
+    pretraining_head: int = 0  # of an encoder's parameters: those of a head that no task goes on with
     decoder_layers: int = 0  # of an encoder-decoder's second part; `layers` are its first one's
 
     @property
@@ -146,7 +155,7 @@ def shape_of(config: dict[str, Any], tensors: dict[str, dict[str, Any]], *, has_
     layers, family = size("num_hidden_layers", "n_layer", "num_layers", "encoder_layers"), _family(config)
     model_type = str(config.get("model_type", "unknown"))
     transposed = model_type in ("gpt2",)  # Conv1D keeps its weight as [in, out]
-    linears, vectors, embeddings, parameters = [], [], 0, 0
+    linears, vectors, embeddings, parameters, pretraining_head = [], [], 0, 0, 0
     dtypes: dict[str, int] = {}
     for name, tensor in tensors.items():
         shape = tensor["shape"]
@@ -154,6 +163,8 @@ def shape_of(config: dict[str, Any], tensors: dict[str, dict[str, Any]], *, has_
         for length in shape:
             count *= length
         parameters += count
+        if family == "encoder" and name.partition(".")[0] in _ENCODER_HEADS:
+            pretraining_head += count
         dtypes[tensor["dtype"]] = dtypes.get(tensor["dtype"], 0) + count
         module = name.removesuffix(".weight")
         leaf = module.rsplit(".", 1)[-1]
@@ -184,6 +195,7 @@ def shape_of(config: dict[str, Any], tensors: dict[str, dict[str, Any]], *, has_
         linears=tuple(linears),
         has_chat_template=has_chat_template,
         family=family,
+        pretraining_head=pretraining_head,
         decoder_layers=size("num_decoder_layers", "decoder_layers", default=layers)
         if family == "encoder-decoder"
         else 0,

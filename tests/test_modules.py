@@ -49,8 +49,8 @@ def build_family(family: str, folder: Path) -> Path:
         sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
         config: Any = t.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **sizes)
     else:
-        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
-        config = t.T5Config(vocab_size=len(tokenizer), **sizes)
+        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
+        config = t.T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, **sizes)
     model: Any = getattr(t, AUTO[family]).from_config(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
