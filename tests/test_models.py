@@ -78,7 +78,7 @@ def test_the_starter_comes_first(models: Models, home: Home, tiny_llama: Path, s
     models.add_folder(tiny_llama)
     (home.models / starter.name).symlink_to(starter)
     assert list(models.prepare_starter()) == []
-    assert [base.source for base in models.bases()] == ["starter", "folder"]
+    assert [base.source for base in models.bases()] == ["starter", "starter", "folder"]
 
 
 @pytest.fixture
