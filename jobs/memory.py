@@ -65,24 +65,27 @@ def estimate(
     hardware: Hardware,
     longest_row: int | None = None,
     sequences: int = 1,
+    head: int | None = None,
 ) -> Estimate:
     """The peak of one run.
 
     `longest_row` in tokens, where the dataset has been checked: a micro-batch never gets longer than that.
-    `sequences`: the texts that one row puts through the model at once (Task.sequences).
+    `sequences`: the texts that one row puts through the model at once (Task.sequences). `head`: the parameters of a
+    task's new head (Task.new_head).
     """
     width = compute_bytes(hardware)
     length = min(training.max_length, longest_row or training.max_length)
     tokens = training.batch_size * sequences * (length + method.positions(params))
-    trainable = method.trainable(params, shape)
+    trainable = method.trainable(params, shape) + (head or 0)
+    outputs = shape.vocab_size if head is None else head // shape.hidden_size
     per_token = _activations_a_token(shape, training.recompute, width, method.quantization(params) != "none")
     return Estimate(
         base=_base(shape, method, params, width, hardware),
-        adapter=0 if method.trains_base else trainable * FP32,  # adapter weights are kept in 32 bits
+        adapter=(head or 0 if method.trains_base else trainable) * FP32,  # adapter weights are kept in 32 bits
         gradients=trainable * FP32,
         optimizer=trainable * 2 * FP32,  # AdamW's two moments
         activations=int(tokens * per_token * _overhead(hardware)),
-        logits=tokens * shape.vocab_size * _logit_bytes(hardware),
+        logits=tokens * outputs * _logit_bytes(hardware),
         workspace=_workspace(shape, hardware) + method.held_memory(params, shape, training.recompute),
     )
 

@@ -116,7 +116,9 @@ def _method_choice(
     trainable = memory = enough = None
     if not problems:
         trainable = method.trainable(params, shape)
-        needs = estimate(shape, method, params, training, hardware, longest_row, task.sequences if task else 1)
+        head = task.new_head(type(task).Params(), shape, 0) if task else None
+        sequences = task.sequences if task else 1
+        needs = estimate(shape, method, params, training, hardware, longest_row, sequences, head)
         memory, enough = needs.total, fits(needs, hardware)
     return MethodChoice(
         name=method.name,

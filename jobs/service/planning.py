@@ -197,12 +197,24 @@ class Planning:
         if training and training.early_stop and not training.validation_percent:
             notes.append("Early stop needs a validation split; with none the run goes on to its end.")
 
+        head = None
+        if task and task_params and base:
+            head = task.new_head(task_params, base.shape, len(check.labels) if check else 0)
+            if check and check.labels:
+                wrong, worth_knowing = task.check_labels(task_params, check.labels, check.good_rows)
+                problems += wrong
+                notes += worth_knowing
+            if head is not None and training and not training.validation_percent:
+                notes.append("Without a validation split nothing is measured but the loss. Keep some rows aside.")
         trainable = method.trainable(method_params, base.shape) if base and method and method_params else None
+        if trainable is not None and head:
+            trainable += head
+            notes.append(f"The model gets a new head of {head:,} parameters, trained along with any method.")
         needs, enough = None, None
         if base and method and method_params and training:
             longest = check.longest if check else None
             needs = estimate(
-                base.shape, method, method_params, training, hardware, longest, task.sequences if task else 1
+                base.shape, method, method_params, training, hardware, longest, task.sequences if task else 1, head
             )
             enough = fits(needs, hardware)
             if not enough:

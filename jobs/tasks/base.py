@@ -164,6 +164,10 @@ class Task:
         """Parameters of a new head for so many labels, trained whatever the method; 0 where the model has its own."""
         return 0
 
+    def new_head(self, params: Any, shape: ModelShape, labels: int) -> int | None:
+        """Parameters of the head that training adds; None where the model's own, over its vocabulary, is used."""
+        return self.head_parameters(params, shape, labels) if self.head in READERS else None
+
     def render(
         self, row: dict[str, Any], mapping: Mapping, tokenizer: PreTrainedTokenizerBase, params: Any
     ) -> Rendered:
