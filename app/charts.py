@@ -47,7 +47,7 @@ CHARTS: tuple[Chart, ...] = (
         large=True,
         lines=(
             Line(metric="accuracy", label="Accuracy", colour="curve-1", dots=True),
-            Line(metric="macro_f1", label="Macro F1, every label alike", colour="curve-2", dots=True),
+            Line(metric="macro_f1", label="Macro F1", colour="curve-2", dots=True),
             Line(metric="micro_f1", label="Micro F1", colour="curve-3", dots=True),
             Line(metric="exact_match", label="Exactly right", colour="curve-1", dots=True),
             Line(metric="f1", label="F1 over words", colour="curve-2", dots=True),

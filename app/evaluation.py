@@ -74,7 +74,7 @@ def _per_label(details: dict[str, Any]) -> str:
         "how many of the right ones it finds. F1 is between the two.</p>"
         '<div class="table-wrap"><table class="table per-label"><thead><tr><th>Label</th><th></th>'
         '<th class="number">F1</th><th class="number">Precision</th><th class="number">Recall</th>'
-        f'<th class="number">How many</th></tr></thead><tbody>{rows}</tbody></table></div></div>'
+        f'<th class="number">Rows</th></tr></thead><tbody>{rows}</tbody></table></div></div>'
     )
 
 

@@ -20,7 +20,7 @@ from jobs.errors import UserError
 from jobs.service import Service
 from jobs.service.playground import Status
 from jobs.service.predictions import MOST_ADAPTERS, Answered, HeadView
-from jobs.service.trials import rows_to_try
+from jobs.service.trials import inputs_of, rows_to_try
 from jobs.tasks import all_tasks
 
 SLUG = "predict"
@@ -89,7 +89,8 @@ def build(service: Service) -> None:
         of_task = [head for head in heads if head.task == name]
         chosen = [each for each in chosen if each in [str(head.adapter.id) for head in of_task]]
         chosen = chosen or [str(of_task[0].adapter.id)]
-        takes = of_task[0].inputs
+        first = next(head for head in of_task if str(head.adapter.id) == chosen[0])
+        takes = inputs_of(service.runs, first.adapter.run_id, first.inputs)
         return {
             task: gr.Radio(
                 choices=[(head.task_label, head.task) for head in {head.task: head for head in heads}.values()],

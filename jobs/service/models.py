@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -253,7 +254,7 @@ class Models:
             name=row.name,
             source=row.source,
             location=row.location,
-            shape=ModelShape.model_validate(row.shape),
+            shape=_shape(json.dumps(row.shape)),
             available=row.source == "hub" or (self._folder(row) / "config.json").is_file(),
             created_at=row.created_at,
         )
@@ -283,6 +284,12 @@ class Models:
 
 def _rank(row: BaseModel) -> int:
     return 2 if row.source != "starter" else int(Path(row.location).name != starter.NAME)
+
+
+@lru_cache(maxsize=64)
+def _shape(text: str) -> ModelShape:
+    """Hundreds of layers, checked one by one: once, not at every look at the model."""
+    return ModelShape.model_validate_json(text)
 
 
 def _adapter_view(row: Adapter, base_model: str) -> AdapterView:

@@ -34,6 +34,15 @@ def rows_to_try(runs: Runs, run_id: int, names: Sequence[str], limit: int = 5) -
     return list(found), bool(numbers)
 
 
+def inputs_of(runs: Runs, run_id: int, inputs: dict[str, bool]) -> dict[str, bool]:
+    """Of a task's inputs those that the run's data had: a classifier of single texts is asked for no second one."""
+    try:
+        columns = runs.get(run_id).spec.dataset.mapping.columns
+    except UserError:
+        return inputs
+    return {name: must for name, must in inputs.items() if must or name in columns}
+
+
 def _rows(path: Any, numbers: list[int]) -> Iterator[dict[str, Any]]:
     if not numbers:
         yield from (row for _, row, _ in itertools.islice(store.read_rows(path), _LOOKED_AT) if row)
