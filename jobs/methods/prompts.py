@@ -186,7 +186,7 @@ class PrefixTuning(PromptLearning):
         return problems
 
     def learning_rate(self, shape: ModelShape) -> float:
-        return 1e-2
+        return 1e-1 if shape.parameters < 1_500_000_000 else 3e-2
 
     def config(self, params: Params, context: Context) -> PeftConfig:
         from peft import PrefixTuningConfig

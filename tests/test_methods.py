@@ -1,0 +1,341 @@
+"""The grid: every method on every architecture attaches or says why not, counts exactly, learns, and is itself again
+after saving, loading, merging and resuming; the playground answers with it and the base stays the base.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.hardware import Hardware
+from jobs.methods import all_methods, method
+from jobs.methods.base import Context, Method
+from jobs.modules.config import read_config as own_config
+from jobs.shape import ModelShape, read_shape
+from tests import tiny
+from tests.test_modules import build_family
+
+CPU = Hardware(device="cpu", name="CPU", memory_total=16 << 30, memory_free=8 << 30, cores=2, bf16=False)
+# Encoders learn to tell texts apart, T5 to turn one into another, the others to write.
+TASKS = {"bert": "SEQ_CLS", "t5": "SEQ_2_SEQ_LM"}
+FAMILIES = ("llama", "qwen3", "gemma3", "gpt2", "bert", "t5")
+AUTO = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+}
+# What the defaults are too large for on models of 32 units.
+SMALL = {"frequencies": 50, "tokens": 4, "width": 8, "depth_layers": 2, "size": 4}
+TOKENS = "#5 #7 #11"
+STEPS, SAVED_AT = 20, 5  # at most so many; a checkpoint after so many
+# Why a method cannot go to an architecture; what is not named here goes everywhere.
+REFUSED = {
+    "gpt2": {"loha", "lokr", "miss", "oft", "boft", "hra", "adaption-prompt"},
+    "qwen3": {"adaption-prompt", "bitfit"},
+    "gemma3": {"adaption-prompt", "bitfit"},
+    "llama": {"bitfit"},
+    "bert": {"adaption-prompt", "prefix-tuning"},
+    "t5": {"adaption-prompt", "bitfit"},
+}
+CELLS = [pytest.param(name, family, id=f"{name}-{family}") for family in FAMILIES for name in all_methods()]
+
+
+@dataclass(frozen=True)
+class Base:
+    """One architecture: its files, its sizes, the loaded model that every method gets a copy of."""
+
+    folder: Path
+    shape: ModelShape
+    model: Any
+    task_type: str
+    new: tuple[str, ...]  # parameters of a new head
+
+    def fresh(self) -> Any:
+        return copy.deepcopy(self.model)
+
+
+def load_base(folder: Path, task_type: str) -> Base:
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    # Without dropout, so that two steps on the same rows give the same loss.
+    settings = {"SEQ_CLS": {"num_labels": 3}, "SEQ_2_SEQ_LM": {"dropout_rate": 0.0}}.get(task_type, {})
+    auto = getattr(transformers, AUTO[task_type])
+    model, found = auto.from_pretrained(folder, output_loading_info=True, **settings)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return Base(folder, read_shape(folder), model, task_type, tuple(sorted(found["missing_keys"])))
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
+    folder = tmp_path_factory.mktemp("bases")
+    return {family: load_base(build(family, folder / family), TASKS.get(family, "CAUSAL_LM")) for family in FAMILIES}
+
+
+def build(family: str, folder: Path) -> Path:
+    if family == "llama":
+        return tiny.build_llama(folder, hidden=32)
+    return build_bare_bert(folder) if family == "bert" else build_family(family, folder)
+
+
+def build_bare_bert(folder: Path) -> Path:
+    """As base encoders are often stored: without a head, and without the name that a head's model gives the body."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    tokenizer = tiny.build_tokenizer(template=None)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **sizes)
+    transformers.BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engines(bases: dict[str, Base]) -> dict[str, Any]:
+    """One resident engine for each architecture that writes: every method's adapter is asked of the same one."""
+    from tests.test_engine import load_engine
+
+    return {family: load_engine(base.folder) for family, base in bases.items() if base.task_type == "CAUSAL_LM"}
+
+
+def small_params(chosen: Method) -> Any:
+    fields = type(chosen).Params.model_fields
+    settings = {name: value for name, value in SMALL.items() if name in fields and fields[name].annotation is int}
+    if "depth" in fields:
+        del settings["depth_layers"]
+    if chosen.name == "trainable-tokens":
+        settings["tokens"] = TOKENS
+    return type(chosen).Params(**settings)
+
+
+def refusals(chosen: Method, base: Base) -> list[str]:
+    if base.task_type not in chosen.task_types:
+        return [f"You chose {chosen.label}, which does not do {base.task_type}."]
+    return chosen.check(small_params(chosen), base.shape, CPU)
+
+
+class Tuned:
+    """A method on a copy of a base, taking steps on four rows that never change."""
+
+    def __init__(self, chosen: Method, base: Base, params: Any = None, model: Any = None) -> None:
+        import torch
+
+        from jobs.training import heads
+
+        self.method, self.base, self.params = chosen, base, params or small_params(chosen)
+        torch.manual_seed(0)
+        context = Context(base.task_type, STEPS, str(base.folder))
+        self.model = chosen.attach(base.fresh() if model is None else model, self.params, context)
+        self.new = heads.train(self.model, base.new)
+        rate = chosen.learning_rate(base.shape)
+        groups = chosen.parameter_groups(self.model, self.params, rate, 0.0)
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(groups or trainable, lr=rate, weight_decay=0.0)
+        self.steps = 0
+
+    def step(self) -> float:
+        self.model.train()
+        loss = batch_loss(self.model, self.base.task_type)
+        extra = self.method.regularisation(self.model, self.params)
+        (loss if extra is None else loss + extra).backward()
+        self.optimizer.step()
+        self.steps += 1
+        self.method.before_zero_grad(self.model, self.params, self.steps)
+        self.optimizer.zero_grad()
+        return loss.item()
+
+    def saved(self, folder: Path) -> Path:
+        from jobs.training import heads
+
+        self.method.save(self.model, folder)
+        heads.save(self.model, self.new, folder)
+        return folder
+
+
+def rows() -> Any:
+    import torch
+
+    ids = torch.randint(3, 250, (4, 10), generator=torch.Generator().manual_seed(1))
+    ids[:, 2], ids[:, 4], ids[:, 6] = 5, 7, 11  # the trainable tokens
+    return ids
+
+
+def outputs(model: Any, task_type: str) -> Any:
+    ids = rows()
+    more = {"decoder_input_ids": ids[:, :6]} if task_type == "SEQ_2_SEQ_LM" else {}
+    return model(input_ids=ids, attention_mask=ids.new_ones(ids.shape), **more).logits
+
+
+def batch_loss(model: Any, task_type: str) -> Any:
+    import torch
+
+    from jobs.training.loss import summed_loss
+
+    ids = rows()
+    if task_type == "CAUSAL_LM":
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+        return summed_loss(model, batch) / ids[:, 1:].numel()
+    logits = outputs(model, task_type)
+    labels = ids[:, 1:7] if task_type == "SEQ_2_SEQ_LM" else torch.tensor([0, 1, 2, 1])
+    return torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+
+def answer(model: Any, task_type: str) -> Any:
+    """Logits in evaluation, those of virtual tokens left out."""
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        logits = outputs(model, task_type)
+    return logits[:, -rows().shape[1] :] if task_type == "CAUSAL_LM" else logits
+
+
+@contextlib.contextmanager
+def put_on(model: Any, folder: Path) -> Iterator[Any]:
+    """A fresh base that answers with a saved adapter."""
+    from peft import PeftModel
+
+    from jobs.modules.overlay import Resident
+    from jobs.training import heads
+
+    if own := own_config(folder):
+        with Resident(model, "fresh", model.dtype).overlay(folder, own).on():
+            yield model
+        return
+    model = PeftModel.from_pretrained(model, folder)
+    heads.put_back(model, folder)
+    yield model
+
+
+def assert_same(one: Any, other: Any, tolerance: float = 1e-4) -> None:
+    import torch
+
+    torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(("name", "family"), CELLS)
+def test_a_method_on_an_architecture(
+    name: str, family: str, bases: dict[str, Base], engines: dict[str, Any], tmp_path: Path
+) -> None:
+    chosen, base = method(name), bases[family]
+    if problems := refusals(chosen, base):
+        assert all(problem.startswith("You ") and problem.endswith(".") for problem in problems)
+        return
+    tuned = Tuned(chosen, base)
+    counts_exactly(tuned)
+    learns_and_resumes(tuned)
+    answers_again_when_loaded(tuned, tmp_path / "adapter")
+    if base.task_type == "CAUSAL_LM":
+        the_playground_answers(tuned, engines[family], tmp_path / "adapter")
+
+
+def counts_exactly(tuned: Tuned) -> None:
+    heads = sum(p.numel() for name, p in tuned.base.model.named_parameters() if name in tuned.base.new)
+    real = sum(p.numel() for p in tuned.model.parameters() if p.requires_grad)
+    assert tuned.method.trainable(tuned.params, tuned.base.shape) + heads == real
+
+
+def learns_and_resumes(tuned: Tuned) -> None:
+    losses = [tuned.step() for _ in range(SAVED_AT)]
+    state = {name: tensor.clone() for name, tensor in tuned.method.state(tuned.model).items()}
+    optimizer = copy.deepcopy(tuned.optimizer.state_dict())
+    losses += [tuned.step() for _ in range(2)]
+    resumed = Tuned(tuned.method, tuned.base)
+    tuned.method.restore(resumed.model, state)
+    resumed.optimizer.load_state_dict(optimizer)
+    resumed.steps = SAVED_AT
+    assert [resumed.step() for _ in range(2)] == pytest.approx(losses[SAVED_AT:], abs=1e-5)
+    while losses[-1] > 0.998 * losses[0] and tuned.steps < STEPS:
+        losses.append(tuned.step())
+    assert losses[-1] < 0.998 * losses[0]
+
+
+def answers_again_when_loaded(tuned: Tuned, folder: Path) -> None:
+    task_type = tuned.base.task_type
+    expected = answer(tuned.model, task_type)
+    with put_on(tuned.base.fresh(), tuned.saved(folder)) as loaded:
+        assert_same(answer(loaded, task_type), expected)
+        if tuned.method.merges:
+            mergeable = loaded if hasattr(loaded, "merge_and_unload") else tuned.model
+            assert_same(answer(mergeable.merge_and_unload(), task_type), expected, 1e-3)
+
+
+def the_playground_answers(tuned: Tuned, engine: Any, folder: Path) -> None:
+    """The engine's own words, through its cache, are those that the trained model would say; then the base's again."""
+    import torch
+
+    from tests.test_engine import GREEDY, QUESTION, Row, run
+
+    before = base_answer(engine)
+    row = Row(adapter=folder, messages=QUESTION, sampling=GREEDY.model_copy(update={"max_tokens": 4}))
+    (said,) = run(engine, [row])
+    ids = engine.loaded.tokenizer.apply_chat_template(
+        list(QUESTION), add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
+    prompt = ids.shape[1]
+    tuned.model.eval()
+    with torch.no_grad():
+        for _ in range(said.tokens):
+            ids = torch.cat((ids, tuned.model(input_ids=ids).logits[:, -1:].argmax(-1)), dim=1)
+    assert said.text == engine.loaded.tokenizer.decode(ids[0, prompt:], skip_special_tokens=True)
+    assert torch.equal(base_answer(engine), before)
+
+
+def base_answer(engine: Any) -> Any:
+    """The bare base's logits, whatever adapter was asked last."""
+    import torch
+
+    from jobs.inference.adapters import together
+
+    ((group, _),) = together([None])
+    with torch.inference_mode():
+        return engine.adapters.forward(group, first=True, input_ids=rows()).logits
+
+
+def test_a_method_refuses_only_what_it_cannot_do(bases: dict[str, Base]) -> None:
+    for family, base in bases.items():
+        found = {name for name, chosen in all_methods().items() if refusals(chosen, base)}
+        assert found == REFUSED[family], family
+
+
+HELD = [
+    pytest.param(name, held, id=f"{name}-{held}")
+    for name, chosen in all_methods().items()
+    for held in ("8-bit", "4-bit")
+    if "base_weights" in type(chosen).Params.model_fields
+]
+
+
+@pytest.mark.parametrize(("name", "held"), HELD)
+def test_a_method_learns_beside_a_quantized_base(name: str, held: str, bases: dict[str, Base]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    chosen, base = method(name), bases["llama"]
+    params = small_params(chosen).model_copy(update={"base_weights": held})
+    if problems := chosen.check(params, base.shape, CPU):
+        assert (name, held) == ("dora", "8-bit") and "Choose 4-bit" in problems[0]
+        return
+    model = AutoModelForCausalLM.from_pretrained(
+        base.folder,
+        quantization_config=chosen.quantization_config(params, torch.float32),
+        device_map={"": "cpu"},
+        dtype=torch.float32,
+    )
+    tuned = Tuned(chosen, base, params, model)
+    layers = [type(module).__name__ for module in tuned.model.modules()]
+    assert {"8-bit": "Linear8bitLt", "4-bit": "Linear4bit"}[held] in layers
+    counts_exactly(tuned)
+    losses = [tuned.step() for _ in range(10)]
+    assert losses[-1] < 0.999 * losses[0]
