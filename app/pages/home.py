@@ -15,9 +15,14 @@ from app.components import (
     progress_html,
     when_text,
 )
-from app.run_words import steps_text
+from app.run_words import label, steps_text
+from jobs.data.columns import Shape
 from jobs.hardware import Hardware, this_machine
+from jobs.methods import method
 from jobs.service import Service
+from jobs.service.examples import Example
+from jobs.tasks import task
+from jobs.tasks.base import READERS
 
 SLUG = ""
 TITLE = "Home"
@@ -57,7 +62,7 @@ def _preparation_html(service: Service, ready: bool) -> str:
         )
     else:
         progress = state.progress
-        body = "<h2>Preparing the starter model</h2>" + progress_html(
+        body = "<h2>Preparing the starter models</h2>" + progress_html(
             progress.fraction if progress else 0, progress.text if progress else "Beginning"
         )
         body += '<p class="hint">Once, for about a minute. You can already upload data.</p>'
@@ -65,17 +70,43 @@ def _preparation_html(service: Service, ready: bool) -> str:
 
 
 def _examples_html(service: Service, ready: set[str]) -> str:
-    cards = "".join(
-        f'<article class="card example" data-key="example-{escape(example.name)}"><p class="eyebrow">Try it</p>'
-        f"<h2>{escape(example.title)}</h2><p>{escape(example.description)}</p>"
-        f'<div class="buttons"><button type="button" class="button{"" if i else " primary"}" '
-        f'data-post="/live/examples/{escape(example.name)}/start"{"" if example.name in ready else " disabled"}>'
-        'Train this example</button><span class="hint">'
-        f"{'about two minutes' if example.name in ready else 'when the starter model is ready'}</span>"
-        "</div></article>"
-        for i, example in enumerate(service.examples.list())
+    """Cards by what they teach; the first of all is the one to begin with."""
+    examples = service.examples.list()
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(_teaches(example.task), []).append(example)
+    return "".join(
+        f'<section data-key="teaches-{number}" class="examples"><h2 class="section-title">{heading}</h2>'
+        f'<div class="cards">{"".join(_example_html(each, ready, each is examples[0]) for each in members)}</div>'
+        "</section>"
+        for number, (heading, members) in enumerate(groups.items())
     )
-    return f'<div class="cards">{cards}</div>' if cards else ""
+
+
+def _example_html(example: Example, ready: set[str], first: bool) -> str:
+    can = example.name in ready
+    made = f"{label(method, example.method)} on {example.base_model}"
+    return (
+        f'<article class="card example"><p class="eyebrow">{escape(label(task, example.task))}</p>'
+        f"<h3>{escape(example.title)}</h3><p>{escape(example.description)}</p>"
+        f'<p class="hint">{escape(made)}</p>'
+        f'<div class="buttons"><button type="button" class="button{" primary" if first else ""}" '
+        f'data-post="/live/examples/{escape(example.name)}/start"{"" if can else " disabled"}>Train this example'
+        f'</button><span class="hint">{"about two minutes" if can else "when its model is ready"}</span>'
+        "</div></article>"
+    )
+
+
+def _teaches(name: str) -> str:
+    """What examples of this task have in common, as their heading."""
+    taught = task(name)
+    if taught.head in READERS:
+        return "Teach it to sort, mark and find"
+    if not taught.talks:
+        return "Teach it to turn one text into another"
+    if {Shape.PREFERENCE, Shape.FEEDBACK} & (set(taught.shapes) - set(taught.borrowed)):
+        return "Teach it which answers are better"
+    return "Teach it to answer"
 
 
 def _own_html() -> str:
