@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
-from app.actions import action_html, action_list, action_of
+from app.actions import action_list, action_of
 from app.blocks import markup
 from app.callbacks import Latest, Shown, guarded, query_number
-from app.components import (
-    bytes_text,
-    count_text,
-    escape,
-    figures_html,
-    note_html,
-    problems_html,
-    progress_html,
-    when_text,
-)
+from app.components import bytes_text, count_text, note_html, problems_html, progress_html
+from app.dataset.mends import APPLY, DISMISS, UNDO, mends_html, ref_of, trial_html
+from app.dataset.top import head_html, top_html
 from app.drafts import usable_length
 from app.forms import widget
 from app.preflight import preview_html, report_html
-from jobs.data.columns import ROLES, Mapping, Shape
+from jobs.data.columns import ROLES, SHAPE_LABELS, Mapping, Shape
 from jobs.data.detect import columns_for
+from jobs.data.mends import all_mends
+from jobs.data.templates import Templated
 from jobs.errors import UserError
 from jobs.fields import number_text
 from jobs.service import Service
 from jobs.service.datasets import DatasetView, Preflight
+from jobs.service.mending import MendPreview
 from jobs.spec import TrainingParams
-from jobs.tasks import task_for
+from jobs.tasks import all_tasks
 
 SLUG = "dataset"
 TITLE = "Dataset"
@@ -39,16 +36,8 @@ ORDER = 11
 ICON = ""
 
 CHECK_AT_ONCE = 20_000_000  # bytes; a larger file is checked when asked
-SHAPES = {
-    Shape.MESSAGES: "Chat: a column of messages",
-    Shape.SHAREGPT: "Chat in ShareGPT form",
-    Shape.INSTRUCTION: "Instruction and answer",
-    Shape.PROMPT: "Prompt and completion",
-    Shape.TEXT: "Plain text",
-}
 ALL_ROLES = tuple(dict.fromkeys(role for roles in ROLES.values() for role in roles))
 HEAD_ROWS = 8
-GUESS_ROWS = 50  # looked at for columns that hold text
 MISSING = '<header class="page-header"><h1>Dataset</h1><p><a href="datasets">All datasets</a></p></header>'
 
 
@@ -57,39 +46,45 @@ def build(service: Service) -> None:
     notice = markup()
     with gr.Column(visible=False, elem_classes="card mapping") as mapping_card:
         markup("<h2>What the columns mean</h2>")
-        shape = gr.Radio(
-            [(label, value.value) for value, label in SHAPES.items()], label="Each row is", interactive=True
+        shape = gr.Dropdown(
+            [(label, value.value) for value, label in SHAPE_LABELS.items()], label="Each row is", interactive=True
         )
         with gr.Row(elem_classes="form-grid"):
-            roles = {role: gr.Dropdown(label=role.capitalize(), interactive=True) for role in ALL_ROLES}
+            roles = {role: gr.Dropdown(label=_role_label(role), interactive=True) for role in ALL_ROLES}
         save = gr.Button("Use these columns", variant="primary", elem_classes="fit")
     with gr.Column(visible=False, elem_classes="card check") as check_card:
         markup("<h2>As the model will see it</h2>")
         with gr.Row(elem_classes="form-grid two"):
             base = gr.Dropdown(label="Base model", info="Its tokenizer and chat template are used.", interactive=True)
             max_length = widget("max_length", TrainingParams.model_fields["max_length"])
+            task = gr.Dropdown(label="Task", info="What rows become depends on it.", interactive=True)
+            template = widget("template", Templated.model_fields["template"])
         with gr.Row(elem_classes="stepper"):
             before = gr.Button("Previous", size="sm")
             row = gr.Number(1, label="Row", step=1, minimum=None, interactive=True, elem_classes="row-number")
             after = gr.Button("Next", size="sm")
         preview = markup()
+        mends = action_list()
         markup("<h3>Every row checked</h3>")
         check_all = gr.Button("Check every row", elem_classes="fit", visible=False)
+        trial = action_list()
         report = action_list()
     head = markup()
+    applied = gr.Number(visible=False)  # when mends were applied or undone last: the rows are read anew
     left = gr.Checkbox(visible=False)  # set when the dataset is gone: the browser leaves
     latest = Latest()
     role_boxes = list(roles.values())
 
     def columns_form(view: DatasetView, shape_value: str, chosen: dict[str, str]) -> Shown:
         wanted = ROLES[Shape(shape_value)]
+        names = service.datasets.columns(view.id)
         return {
-            shape: gr.Radio(value=shape_value),
+            shape: gr.Dropdown(value=shape_value),
             **{
                 box: gr.Dropdown(
-                    choices=[("(none)", ""), *((name, name) for name in view.columns)],
+                    choices=[("(none)", ""), *((name, name) for name in names)],
                     value=chosen.get(role) or "",
-                    label=role.capitalize() + ("" if wanted.get(role) else " (optional)"),
+                    label=_role_label(role) + ("" if wanted.get(role) else " (optional)"),
                     visible=role in wanted,
                 )
                 for role, box in roles.items()
@@ -104,7 +99,24 @@ def build(service: Service) -> None:
             **columns_form(view, guess.shape.value, guess.columns),
             check_card: gr.Column(visible=view.mapping is not None),
             check_all: gr.Button(visible=view.size_bytes > CHECK_AT_ONCE),
+            **mended(view),
             head: head_html(view, service.datasets.head(view.id, HEAD_ROWS)),
+        }
+
+    def mended(view: DatasetView) -> Shown:
+        applied = [(ref, service.mending.label(ref)) for ref in view.mends]
+        offered = service.mending.offered(view.id)
+        return {mends: mends_html(applied, offered) if view.mapping else "", trial: ""}
+
+    def tasks_of(view: DatasetView, base_id: int | None) -> Shown:
+        """The tasks for this dataset and model; the first that fits, with its template where the model lacks one."""
+        fitting = service.planning.tasks(view.id, base_id)
+        first = next((each for each in fitting if not each.problems), next(iter(fitting), None))
+        choices = [(each.label, each.name) for each in fitting]
+        shown = first.params.get("template") if first else None
+        return {
+            task: gr.Dropdown(choices=choices, value=first.name if first else None, visible=len(choices) > 1),
+            template: gr.Dropdown(value=shown, visible=shown is not None),
         }
 
     @guarded(notice)
@@ -118,7 +130,16 @@ def build(service: Service) -> None:
         return {
             **everything(view, form_open=not view.sure or view.mapping is None),
             base: gr.Dropdown(choices=[(b.name, b.id) for b in bases], value=chosen),
+            **tasks_of(view, chosen),
         }
+
+    @guarded(notice)
+    def choose_base(request: gr.Request, base_id: int | None) -> Shown:
+        return tasks_of(service.datasets.get(_id(request)), base_id)
+
+    @guarded(notice)
+    def choose_task(name: str) -> Shown:
+        return {template: gr.Dropdown(visible="template" in type(all_tasks()[name]).Params.model_fields)}
 
     @guarded(notice)
     def press(request: gr.Request, event: gr.EventData) -> Shown:
@@ -135,45 +156,76 @@ def build(service: Service) -> None:
         view = service.datasets.get(_id(request))
         if view.mapping and view.mapping.shape.value == shape_value:
             return columns_form(view, shape_value, view.mapping.columns)
-        guess = columns_for(Shape(shape_value), list(view.columns), service.datasets.head(view.id, GUESS_ROWS))
+        guess = columns_for(Shape(shape_value), list(view.columns), service.datasets.sample(view.id))
         return columns_form(view, shape_value, guess)
 
     @guarded(notice)
-    def save_columns(request: gr.Request, shape_value: str, *chosen: str) -> Shown:
+    def save_columns(request: gr.Request, base_id: int | None, shape_value: str, *chosen: str) -> Shown:
         wanted = ROLES[Shape(shape_value)]
         columns = {role: name for role, name in zip(roles, chosen, strict=True) if role in wanted and name}
         view = service.datasets.set_mapping(_id(request), Mapping(shape=Shape(shape_value), columns=columns))
-        return {**everything(view, form_open=False), notice: note_html("These columns are used from now on.", "good")}
+        return {
+            **everything(view, form_open=False),
+            **tasks_of(view, base_id),
+            notice: note_html("These columns are used from now on.", "good"),
+        }
+
+    def preview_of(
+        request: gr.Request, number: int, base_id: int | None, length: float | None, name: str | None, dressed: str
+    ) -> str:
+        view = service.datasets.get(_id(request))
+        if view.mapping is None or base_id is None or name is None:
+            return ""
+        params = params_of(view, base_id, name, dressed)
+        return preview_html(service.datasets.preview(view.id, number, base_id, name, params, usable_length(length)))
+
+    def params_of(view: DatasetView, base_id: int, name: str, dressed: str) -> dict[str, Any]:
+        """The task's settings as this dataset suggests them, with the template that is chosen here."""
+        suggested = next((each.params for each in service.planning.tasks(view.id, base_id) if each.name == name), {})
+        return suggested | ({"template": dressed} if "template" in suggested and dressed else {})
 
     @guarded(preview)
-    def look(request: gr.Request, number: float | None, base_id: int | None, length: float | None) -> Shown:
-        return {preview: preview_of(request, _row(number, service.datasets.get(_id(request)).rows), base_id, length)}
-
-    def preview_of(request: gr.Request, number: int, base_id: int | None, length: float | None) -> str:
-        view = service.datasets.get(_id(request))
-        if view.mapping is None or base_id is None:
-            return ""
-        name, params = _task(view.mapping)
-        return preview_html(service.datasets.preview(view.id, number, base_id, name, params, usable_length(length)))
+    def look(request: gr.Request, number: float | None, *settings: Any) -> Shown:
+        return {preview: preview_of(request, _row(number, service.datasets.get(_id(request)).rows), *settings)}
 
     def step(by: int) -> Any:
         @guarded(preview)
-        def go(request: gr.Request, number: float | None, base_id: int | None, length: float | None) -> Shown:
+        def go(request: gr.Request, number: float | None, *settings: Any) -> Shown:
             rows = service.datasets.get(_id(request)).rows
             wanted = max(1, min(int(number or 0) + by, rows))  # from a row that is not there to the nearest
-            return {row: wanted, preview: preview_of(request, wanted, base_id, length)}
+            return {row: wanted, preview: preview_of(request, wanted, *settings)}
 
         return go
 
-    @guarded(preview)
-    def look_at(request: gr.Request, event: gr.EventData, base_id: int | None, length: float | None) -> Shown:
-        number = action_of(event).id
-        return {row: number, preview: preview_of(request, number, base_id, length)}
+    @guarded(trial)
+    def press_finding(request: gr.Request, event: gr.EventData, *settings: Any) -> Iterator[Shown]:
+        """A row's number shows the row above; a mend is tried, and shown before it is done."""
+        pressed = action_of(event)
+        if pressed.action == "look":
+            yield {row: pressed.id, preview: preview_of(request, pressed.id, *settings), trial: gr.skip()}
+            return
+        if pressed.action == DISMISS:
+            yield {trial: ""}
+            return
+        verb, ref = ref_of(pressed.action)
+        view = service.datasets.get(_id(request))
+        if verb in (APPLY, UNDO):
+            changed = service.mending.apply(view.id, ref) if verb == APPLY else service.mending.undo(view.id, ref.name)
+            yield {**mended(changed), applied: time.time()}
+            return
+        yield {trial: progress_html(0, "Looking at every row")}
+        for news in service.mending.preview(view.id, ref):
+            if isinstance(news, MendPreview):
+                label = service.mending.label(ref)
+                yield {trial: trial_html(all_mends()[ref.name], label, ref, news)}
+            else:
+                yield {trial: progress_html(news.done / max(news.total, 1), news.text)}
 
-    def check(request: gr.Request, base_id: int | None, length: float | None, asked: bool) -> Iterator[Shown]:
+    def check(request: gr.Request, asked: bool, settings: Sequence[Any]) -> Iterator[Shown]:
+        base_id, length, name, dressed = settings
         newest = latest.begin(request)
         view = service.datasets.get(_id(request))
-        if view.mapping is None or base_id is None:
+        if view.mapping is None or base_id is None or name is None:
             yield {
                 report: note_html("Add a base model first: its tokenizer does the counting.") if view.mapping else ""
             }
@@ -182,52 +234,54 @@ def build(service: Service) -> None:
             text = f"{count_text(view.rows)} rows, {bytes_text(view.size_bytes)}: a full check takes a while."
             yield {report: note_html(text)}
             return
-        name, params = _task(view.mapping)
         try:
             checked_length = usable_length(length)
         except UserError:
             yield {report: ""}  # the preview says what is wrong
             return
         yield {report: progress_html(0, "Starting the check")}
+        params = params_of(view, base_id, name, dressed)
+        names = {each.name: each.label for each in all_mends().values()}
         for news in service.datasets.preflight(view.id, base_id, name, params, checked_length):
             if not newest():
                 return
             if isinstance(news, Preflight):
-                yield {report: report_html(news, checked_length)}
+                yield {report: report_html(news, checked_length, names)}
             else:
                 yield {report: progress_html(news.done / max(news.total, 1), news.text)}
 
     @guarded(report)
-    def check_soon(request: gr.Request, base_id: int | None, length: float | None) -> Iterator[Shown]:
-        yield from check(request, base_id, length, asked=False)
+    def check_soon(request: gr.Request, *settings: Any) -> Iterator[Shown]:
+        yield from check(request, False, settings)
 
     @guarded(report)
-    def check_now(request: gr.Request, base_id: int | None, length: float | None) -> Iterator[Shown]:
-        yield from check(request, base_id, length, asked=True)
+    def check_now(request: gr.Request, *settings: Any) -> Iterator[Shown]:
+        yield from check(request, True, settings)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
-    # Gradio's usual "once" drops what a person does while the same thing is under way: what reads the page's state
-    # runs once more afterwards, the rest runs beside it.
-    again: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
-    beside: dict[str, Any] = {**quiet, "trigger_mode": "multiple"}
-    settings = [base, max_length]
-    page = [top, mapping_card, shape, *role_boxes, check_card, check_all, head, notice]
+    settings = [base, max_length, task, template]
+    page = [top, mapping_card, shape, *role_boxes, check_card, check_all, mends, trial, head, notice, task, template]
     loaded = gr.on(None, show, inputs=[], outputs=[*page, base], **quiet)
-    saved = save.click(save_columns, [shape, *role_boxes], page, **again)
-    for seen in (loaded, saved):
-        seen.then(look, [row, *settings], [preview], **again)
-        seen.then(check_soon, settings, [report], **beside)
-    changed: list[Any] = [base.input, max_length.change]  # type: ignore[attr-defined]
-    gr.on(changed, look, [row, *settings], [preview], **again)
-    gr.on(changed, check_soon, settings, [report], **beside)
-    top.click(press, None, [top, mapping_card, left, notice], **beside).then(
+    saved = save.click(save_columns, [base, shape, *role_boxes], page, **quiet)
+    rebased = base.input(choose_base, base, [task, template, notice], **quiet)
+    retasked = task.input(choose_task, task, [template, notice], **quiet)
+    for seen in (loaded, saved, rebased, retasked):
+        seen.then(look, [row, *settings], [preview], **quiet)
+        seen.then(check_soon, settings, [report], **quiet)
+    changed: list[Any] = [max_length.change, template.input, applied.change]  # type: ignore[attr-defined]
+    gr.on(changed, look, [row, *settings], [preview], trigger_mode="always_last", **quiet)
+    gr.on(changed, check_soon, settings, [report], trigger_mode="multiple", **quiet)
+    top.click(press, None, [top, mapping_card, left, notice], **quiet).then(
         None, left, None, js="(gone) => { if (gone) window.location.assign('datasets'); }"
     )
-    shape.input(reshape, shape, [shape, *role_boxes, notice], **again)
-    before.click(step(-1), [row, *settings], [row, preview], **again)
-    after.click(step(+1), [row, *settings], [row, preview], **again)
-    gr.on([row.submit, row.blur], look, [row, *settings], [preview], **again)
-    report.click(look_at, settings, [row, preview], **beside)
+    shape.input(reshape, shape, [shape, *role_boxes, notice], **quiet)
+    before.click(step(-1), [row, *settings], [row, preview], **quiet)
+    after.click(step(+1), [row, *settings], [row, preview], **quiet)
+    gr.on([row.submit, row.blur], look, [row, *settings], [preview], **quiet)
+    for block in (report, mends, trial):
+        block.click(press_finding, settings, [row, preview, mends, trial, applied], **quiet).then(
+            None, None, None, js="() => document.querySelector('.trial')?.scrollIntoView({block: 'nearest'})"
+        )
     check_all.click(check_now, settings, [report], trigger_mode="once", **quiet)
 
 
@@ -237,10 +291,8 @@ def _id(request: gr.Request) -> int:
     return number
 
 
-def _task(mapping: Mapping) -> tuple[str, dict[str, Any]]:
-    """The task this dataset is trained with by default, and its settings."""
-    task = task_for(mapping.shape)
-    return task.name, type(task).Params().model_dump()
+def _role_label(role: str) -> str:
+    return role.replace("_", " ").capitalize()
 
 
 def _row(typed: float | None, rows: int) -> int:
@@ -251,60 +303,3 @@ def _row(typed: float | None, rows: int) -> int:
     if typed != int(typed) or not 1 <= typed <= rows:
         raise UserError(f"You set Row to {number_text(typed)}: there is no such row. {wanted}")
     return int(typed)
-
-
-def top_html(view: DatasetView) -> str:
-    """Name, figures, what was detected, and what can be done."""
-    figures = figures_html(
-        [
-            ("Rows", count_text(view.rows), ""),
-            ("Size", bytes_text(view.size_bytes), view.format.upper()),
-            (
-                "Columns",
-                str(len(view.columns)),
-                ", ".join(view.columns[:4]) + (" ..." if len(view.columns) > 4 else ""),
-            ),
-            ("Runs", str(view.runs), "trained on it"),
-        ]
-    )
-    train = (
-        f'<a class="button primary" href="train?dataset={view.id}">Train on this</a>'
-        if view.mapping
-        else '<span class="hint">Choose the columns first; then you can train on it.</span>'
-    )
-    buttons = (
-        train
-        + action_html("columns", view.id, "Change columns")
-        + action_html("rename", view.id, "Rename", question="A new name for this dataset", value=view.name)
-        + action_html(
-            "delete", view.id, "Delete", question=f"Delete the dataset {view.name} and its file? This cannot be undone."
-        )
-    )
-    return (
-        f'<div class="stack top"><header class="page-header"><h1>{escape(view.name)}</h1>'
-        f"<p>{escape(view.filename)} · added {escape(when_text(view.created_at))}</p></header>"
-        f"{figures}{note_html(view.detected, 'good' if view.sure else 'warn')}"
-        f'<div class="buttons">{buttons}</div></div>'
-    )
-
-
-def head_html(view: DatasetView, rows: list[dict[str, Any]]) -> str:
-    """The file's first rows, as they were read."""
-    titles = "".join(f"<th>{escape(name)}</th>" for name in view.columns)
-    body = "".join(
-        "<tr>"
-        + f'<td class="number muted">{number}</td>'
-        + "".join(f"<td>{escape(_cell(values.get(name)))}</td>" for name in view.columns)
-        + "</tr>"
-        for number, values in enumerate(rows, 1)
-    )
-    return (
-        f'<section class="card"><h2>The first rows, as they were read</h2><div class="table-wrap">'
-        f'<table class="table raw"><thead><tr><th class="number">Row</th>{titles}</tr></thead>'
-        f"<tbody>{body}</tbody></table>"
-        "</div></section>"
-    )
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else str(value)

@@ -45,11 +45,12 @@ _MENDED_REASONS = {
     "a turn is empty": "drop_empty_turns",
     "a turn is null": "drop_empty_turns",
 }
-_WORDS = {
-    "merge_turns": "have two turns of one speaker that follow each other.",
-    "drop_leading_answer": "begin with the assistant, so that there is nothing to answer.",
-    "drop_trailing_question": "end with the user, so that there is no answer to learn.",
-    "drop_empty_turns": "have an empty turn.",
+_WORDS = {  # of one row, of several
+    "merge_turns": ("has", "have", "two turns of one speaker that follow each other."),
+    "drop_leading_answer": ("begins", "begin", "with the assistant, so that there is nothing to answer."),
+    "drop_trailing_question": ("ends", "end", "with the user, so that there is no answer to learn."),
+    "drop_empty_turns": ("has", "have", "an empty turn."),
+    "drop_bad": ("cannot", "cannot", "be used; below is why."),
 }
 # Reasons that lie in the model or the settings: no mend of the data helps.
 _NOT_THE_DATA = ("its answer begins beyond", "the model's chat template", "an answer calls tools", "the maximum length")
@@ -302,8 +303,8 @@ def _reasons(reasons: Mapping[str, int], bad: list[tuple[int, str]]) -> Iterator
             if not reason.startswith(_NOT_THE_DATA)
             and _MENDED_REASONS.get(reason.partition(" (")[0], "drop_bad") == name
         )
-        words = _WORDS.get(name, "cannot be used; each is listed below with its reason.")
-        said = f"{count:,} {'row' if count == 1 else 'rows'} {words}"
+        one, many, words = _WORDS[name]
+        said = f"{_rows(count, one, many)} {words}"
         yield Finding(
             kind="bad rows", severity="bad", words=said, count=count, rows=rows[:ROWS_LISTED], mend=MendRef(name=name)
         )

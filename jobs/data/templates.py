@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Choice = Literal["the model's own", "ChatML", "Llama 3", "Mistral", "Gemma", "Alpaca", "User and Assistant"]
 OWN: Choice = "the model's own"
+USUAL: Choice = "ChatML"  # where the model has none of its own
 FILE = "chat_template.jinja"
 _END = "@END@"  # where a template's end of turn stands
 

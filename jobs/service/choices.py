@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.data.columns import Mapping
+from jobs.data.templates import USUAL
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
 from jobs.memory import estimate, fits
@@ -56,22 +57,25 @@ def tasks_for(mapping: Mapping | None, shape: ModelShape | None) -> tuple[TaskCh
             name=task.name,
             label=task.label,
             help=task.help,
-            params=suggested(task, mapping),
+            params=suggested(task, mapping, shape),
             problems=tuple(_task_problems(task, mapping, shape)),
         )
         for task in tasks_taking(mapping.shape)
     )
 
 
-def suggested(task: Task, mapping: Mapping) -> dict[str, Any]:
-    """The task's settings as this dataset suggests them."""
-    return type(task).Params(**task.suggest(mapping)).model_dump()
+def suggested(task: Task, mapping: Mapping, shape: ModelShape | None = None) -> dict[str, Any]:
+    """The task's settings as this dataset suggests them, and a chat template where the model has none."""
+    params = type(task).Params(**task.suggest(mapping)).model_dump()
+    if "template" in params and shape and not shape.has_chat_template:
+        params["template"] = USUAL
+    return params
 
 
 def _task_problems(task: Task, mapping: Mapping, shape: ModelShape | None) -> list[str]:
     if shape is None:
         return []
-    params = type(task).Params()
+    params = type(task).Params(**suggested(task, mapping, shape))
     return [*task.check_data(params, mapping, shape.has_chat_template), *task.check_model(params, shape)]
 
 

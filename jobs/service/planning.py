@@ -110,7 +110,7 @@ class Planning:
             method=method,
             method_params=preset_params(chosen, settings),
             task=task,
-            task_params=suggested(teaches, mapping) if mapping and mapping.shape in teaches.shapes else {},
+            task_params=suggested(teaches, mapping, shape) if mapping and mapping.shape in teaches.shapes else {},
             training=TrainingParams(**training).model_dump(),
         )
 
