@@ -108,6 +108,13 @@ CHARTS: tuple[Chart, ...] = (
         lines=(Line(metric="mae", label="Mean error", colour="curve-1", dots=True),),
     ),
     Chart(
+        key="squares",
+        title="Mean squared error",
+        kind="plain",
+        from_zero=True,
+        lines=(Line(metric="mse", label="Mean squared error", colour="curve-2", dots=True),),
+    ),
+    Chart(
         key="follows",
         title="How well it follows the right numbers",
         kind="plain",

@@ -129,12 +129,13 @@ def _samples(details: dict[str, Any]) -> str:
             for span in each.get(f"{kind}_spans") or []
         }
     )
-    rows = "".join(_sample(each, tags) for each in found)
+    judged = "points" not in details  # a number is near or far, not right or wrong
+    rows = "".join(_sample(each, tags, judged) for each in found)
     return f'<div><h3>Some of these rows</h3><div class="sample-rows">{rows}</div></div>'
 
 
-def _sample(each: dict[str, Any], tags: list[str]) -> str:
-    right = each["expected"] == each["predicted"]
+def _sample(each: dict[str, Any], tags: list[str], judged: bool) -> str:
+    right = not judged or each["expected"] == each["predicted"]
     sure = f' <span class="hint">{percent_text(each["confidence"])} sure</span>' if each.get("confidence") else ""
     sides = "".join(
         f"<div><dt>{name}</dt><dd>{_side(each, kind, tags)}{sure if kind == 'predicted' else ''}</dd></div>"

@@ -170,7 +170,7 @@ def build(service: Service) -> None:
     who.input(choose_who, who, [examples, about, notice], **again).then(None, who, None, js=KEEP_ADDRESS)
     examples.click(take_example, who, [*boxes.values(), notice], **again).then(ask, inputs, [said, notice], **again)
     single = [box.submit for name, box in boxes.items() if name == "question"]
-    gr.on([go.click, *single], ask, inputs, [said, notice], **again)
+    gr.on([go.click, *single], ask, inputs, [said, notice], scroll_to_output=True, **again)
 
 
 def answers_html(answers: list[Answered], waiting: list[str], status: str, given: dict[str, str]) -> str:
@@ -178,7 +178,7 @@ def answers_html(answers: list[Answered], waiting: list[str], status: str, given
     panes = [
         f'<article class="pane"><h4>{escape(answer.name)}</h4>{prediction_html(answer.predictions[0], given)}'
         f"{_baseline(answer, given)}"
-        f"<footer><span>{escape(duration_text(answer.seconds))}</span></footer></article>"
+        f"<footer><span>{escape(_took(answer.seconds))}</span></footer></article>"
         for answer in answers
     ]
     panes += [
@@ -187,6 +187,10 @@ def answers_html(answers: list[Answered], waiting: list[str], status: str, given
     ]
     many = " many" if len(panes) > 2 else ""
     return f'<div class="panes said{many}" style="--panes:{len(panes)}">{"".join(panes)}</div>'
+
+
+def _took(seconds: float) -> str:
+    return duration_text(seconds) if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
 def _baseline(answer: Answered, given: dict[str, str]) -> str:

@@ -17,7 +17,7 @@ from jobs.methods import all_methods
 from jobs.service.planning import MethodChoice
 
 _ON_LOAD = """
-let words = '', open = null, at = null; // what the person did stays when the server draws the cards anew
+let words = '', open = null, at = null, chosen = null; // what the person did stays when the server draws the cards anew
 const filter = () => {
   const more = element.querySelector('.more-methods'), wanted = words.toLowerCase().split(/\\s+/).filter(Boolean);
   if (!more) return;
@@ -31,7 +31,9 @@ const filter = () => {
   more.querySelector('.no-method').hidden = Boolean(more.querySelector('.method-group:not([hidden])'));
 };
 element.addEventListener('change', event => {
-  if (event.target.name === 'method') trigger('click', {action: 'choose', id: 0, value: event.target.value});
+  if (event.target.name !== 'method') return;
+  chosen = event.target.value;
+  trigger('click', {action: 'choose', id: 0, value: chosen});
 });
 element.addEventListener('input', event => {
   if (event.target.matches('[data-filter]')) { words = event.target.value; filter(); }
@@ -44,6 +46,7 @@ new MutationObserver(changes => {
   const more = element.querySelector('.more-methods');
   if (!more || !changes.some(change => [...change.addedNodes].some(node => node.querySelector?.('.method')))) return;
   if (open !== null) more.open = open;
+  if (chosen) element.querySelector(`input[value="${chosen}"]`).checked = true;
   if (words) { more.querySelector('[data-filter]').value = words; filter(); }
   if (at && document.activeElement === document.body) element.querySelector(`input[value="${at}"]`)?.focus();
 }).observe(element, {childList: true, subtree: true});
@@ -83,7 +86,7 @@ def _more(rest: list[MethodChoice], refused: list[MethodChoice], chosen: str) ->
         return ""
     groups = {group: [each for each in rest if each.group == group] for group in dict.fromkeys(e.group for e in rest)}
     if refused:
-        groups["Not with this model and task"] = refused
+        groups["Not as they are set, with this model and task"] = refused  # to be chosen all the same: and set
     body = "".join(
         f'<section class="method-group" data-group="{escape(group)}"><h3>{escape(group)}</h3><div class="method-grid">'
         f"{''.join(_card(each, chosen) for each in members)}</div></section>"
@@ -100,11 +103,10 @@ def _more(rest: list[MethodChoice], refused: list[MethodChoice], chosen: str) ->
 
 def _card(choice: MethodChoice, chosen: str) -> str:
     checked = " checked" if choice.name == chosen else ""
-    disabled = " disabled" if choice.problems else ""
     costs = f'<span class="why">{escape(" ".join(choice.problems))}</span>' if choice.problems else _costs(choice)
     return (
         f'<label class="method{" refused" if choice.problems else ""}"><input type="radio" name="method" '
-        f'value="{escape(choice.name)}"{checked}{disabled}><span class="method-words"><b>{escape(choice.label)}</b>'
+        f'value="{escape(choice.name)}"{checked}><span class="method-words"><b>{escape(choice.label)}</b>'
         f'<span class="method-help">{escape(choice.help)}</span>{costs}</span></label>'
     )
 

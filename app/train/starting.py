@@ -27,11 +27,13 @@ class Starting:
     def __init__(self, service: Service, widgets: Widgets) -> None:
         self._service = service
         self._widgets = widgets
-        self._checks, self._starts, self._latest = Checks(service), Starts(), Latest()
+        self._checks, self._starts = Checks(service), Starts()
+        self._latest_check, self._latest_plan = Latest(), Latest()
 
-    def plan(self, *values: Any) -> Shown:
-        """What will happen, from the newest data check where there is one."""
+    def plan(self, request: gr.Request, *values: Any) -> Shown:
+        """What will happen, from the newest data check where there is one; of plans side by side the newest's."""
         service, w = self._service, self._widgets
+        newest = self._latest_plan.begin(request)
         now = w.settings(values)
         try:
             draft = now.draft
@@ -39,11 +41,15 @@ class Starting:
             model = service.models.base(draft.base_model_id)
             data = service.datasets.get(draft.dataset_id)
         except UserError as error:
+            if not newest():
+                return {}
             return {
                 w.summary: "",
                 w.words: note_html(" ".join(error.problems)),
                 w.start: gr.Button("Start training"),
             }
+        if not newest():
+            return {}
         label = "Start anyway" if done.fits is False and not done.problems else "Start training"
         learns = summary_html(done, model, data.name, w.methods[draft.method].label)
         return {w.summary: learns, w.words: words_html(done), w.start: gr.Button(label)}
@@ -51,7 +57,7 @@ class Starting:
     def check(self, request: gr.Request, *values: Any) -> Iterator[Shown]:
         """Every row, with progress; the newest check of a page alone goes on."""
         w = self._widgets
-        newest = self._latest.begin(request)
+        newest = self._latest_check.begin(request)
         now = w.settings(values)
         if not (now.dataset and now.base and now.task):
             yield {w.training_rows: gr.Column(visible=False), w.checked: "" if now.dataset else NO_DATASET}

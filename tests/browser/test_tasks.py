@@ -157,7 +157,7 @@ WALKS = {
     "translation-lora": Walk(**TEXTS, method="LoRA"),
     "translation-t5": Walk(**{**TEXTS, "base": "tiny-t5"}, method="LoHa"),
     "dpo-lora": Walk(**PAIRS, task="Preference tuning (DPO)", method="LoRA", slow=False),
-    "orpo-norms": Walk(**PAIRS, task="Preference tuning (ORPO)", method="Norm tuning"),
+    "orpo-norms": Walk(**PAIRS, task="Preference tuning (ORPO)", method="LN tuning"),
     "kto-lora": Walk(**PAIRS, task="Thumbs up and down (KTO)", method="LoRA+"),
     "text-lora": Walk(task="Plain text", data=stories, method="LoRA", chart="Perplexity"),
     "text-prompt": Walk(task="Plain text", data=stories, method="Prompt tuning", chart="Perplexity"),
@@ -221,7 +221,7 @@ def test_a_task_from_the_upload_to_the_try(
         expect(page.locator(".task-line")).to_contain_text(walk.task)
     choose_method(page, walk.method)
     page.get_by_role("button", name="All settings").click()
-    for label, value in (("Most steps", str(STEPS)), ("Maximum length", "64"), ("Evaluations and checkpoints", "1")):
+    for label, value in (("Most steps", str(STEPS)), ("Maximum length", "128"), ("Evaluations and checkpoints", "1")):
         number(page, label).fill(value)
         number(page, label).press("Tab")
     if walk.given:
@@ -255,10 +255,10 @@ def test_a_task_from_the_upload_to_the_try(
         page.get_by_label(label, exact=True).fill(text)
     page.get_by_role("button", name="Try it").click()
     said = page.locator(".panes.said .pane").first
-    expect(said.locator(walk.said).first).to_be_visible(timeout=60_000)
+    expect(said.locator(walk.said).first).to_be_visible(timeout=120_000)
     page.locator(".try-examples button").first.click()  # a row of the data, one click away
     label, text = walk.given[0]
     expect(page.get_by_label(label, exact=True)).not_to_have_value(text)
-    expect(said.locator(walk.said).first).to_be_visible(timeout=60_000)
+    expect(said.locator(walk.said).first).to_be_visible(timeout=120_000)
     page.set_viewport_size({"width": 390, "height": 844})
     fits(page)
