@@ -17,7 +17,7 @@ TAG_COLOURS = 8  # in static/pages.css
 
 def preview_html(seen: RowPreview) -> str:
     """One row as the trainer will see it. Each token is a span; what is trained, or tagged, is coloured."""
-    notes = "".join(note_html(note) for note in seen.notes)
+    notes = f'<div class="stack notes">{"".join(map(note_html, seen.notes))}</div>' if seen.notes else ""
     if seen.problem:
         return (
             notes

@@ -83,7 +83,7 @@ def check_line_html(check: Preflight, dataset_id: int, max_length: int) -> str:
         if check.truncated_rows
         else f"none cut, the longest has {check.longest:,} tokens"
     )
-    notes = notes_html(check)
+    notes = notes_html(check) + _to_mend(check, dataset_id)
     if not check.bad_rows:
         return f'<p class="check-line good">All {check.rows:,} rows can be used; {cut}. {link}</p>{notes}'
     rows = "".join(f"<li>Row {bad.row:,}: {escape(bad.reason)}</li>" for bad in check.bad[:REASONS])
@@ -93,6 +93,15 @@ def check_line_html(check: Preflight, dataset_id: int, max_length: int) -> str:
         f'<p class="check-line warn">{check.bad_rows:,} of {check.rows:,} rows cannot be used; {cut}. {link}</p>'
         f'<ul class="reasons">{rows}{rest}</ul>{notes}'
     )
+
+
+def _to_mend(check: Preflight, dataset_id: int) -> str:
+    """Where the check found what harms and can be mended, the way there."""
+    found = sum(finding.severity == "warn" or finding.mend is not None for finding in check.findings)
+    if not found:
+        return ""
+    things = "1 thing" if found == 1 else f"{found} things"
+    return f'<p class="hint"><a href="dataset?id={dataset_id}">The check found {things} to look at, or to mend</a></p>'
 
 
 def _parts(needs: Estimate) -> list[tuple[str, int]]:
