@@ -65,6 +65,48 @@ def test_a_file_becomes_a_dataset_and_the_same_content_twice_is_one(datasets: Da
     assert datasets.get(view.id) == view
 
 
+def test_pasted_text_is_taken_in_as_what_it_looks_like(datasets: Datasets, home: Home) -> None:
+    *_, view = datasets.add_text("question\tanswer\nthe fox?\tthe dog\r\n")
+    assert isinstance(view, DatasetView)
+    assert (view.name, view.format, view.rows, view.columns) == ("Pasted text", "tsv", 1, ("question", "answer"))
+    *_, prose = datasets.add_text("One, two.\n\nThree \ud800 four.", "notes")
+    assert isinstance(prose, DatasetView)
+    assert (prose.name, prose.format, prose.rows) == ("notes", "text", 2)
+    with pytest.raises(UserError, match="There is no text to take in"):
+        list(datasets.add_text(" \n"))
+    with pytest.raises(UserError, match="is not valid JSON"):
+        list(datasets.add_text('[{"a": "b"'))
+    assert list(home.uploads.iterdir()) == []
+
+
+def test_a_first_row_that_was_taken_for_a_header_can_be_read_as_data(
+    datasets: Datasets, tmp_path: Path, home: Home, tiny_llama: Path
+) -> None:
+    path = tmp_path / "cities.csv"
+    path.write_text("Ann,Rome\nBob,Oslo\nEve,Bonn\n")
+    view = added(datasets, path)
+    assert (view.first_row, view.rows, view.columns) == ("header", 2, ("Ann", "Rome"))
+    datasets.set_mapping(view.id, Mapping(shape=Shape.PROMPT, columns={"prompt": "Ann", "completion": "Rome"}))
+    assert list(datasets.read_again(view.id, "header"))[-1].id == view.id  # type: ignore[union-attr]
+    *progress, again = datasets.read_again(view.id, "data")
+    assert isinstance(again, DatasetView) and progress
+    assert (again.id, again.first_row, again.rows, again.columns) == (view.id, "data", 3, ("column 1", "column 2"))
+    assert "You said that the first row is data" in again.detected
+    assert {item.name for item in home.datasets.iterdir()} == {again.fingerprint}
+    base = datasets._models.add_folder(tiny_llama)
+    with write(datasets._engine) as session:
+        session.add(Run(name="first", base_model_id=base.id, dataset_id=again.id, spec={}))
+    *_, beside = datasets.read_again(again.id, "header")
+    assert isinstance(beside, DatasetView)
+    assert beside.name == "cities, first row as names"
+    assert beside.id != again.id and datasets.get(again.id).rows == 3 and beside.columns == ("Ann", "Rome")
+    assert added(datasets, path).id not in (again.id, beside.id)  # as it is read without a word
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('{"text": "x"}\n')
+    with pytest.raises(UserError, match="is no table"):
+        list(datasets.read_again(added(datasets, lines).id, "data"))
+
+
 def test_a_file_name_is_never_a_path(datasets: Datasets, tmp_path: Path, home: Home) -> None:
     view = added(datasets, a_csv(tmp_path), "..\\..\\C:\\evil\x00\n.csv")
     assert view.filename == "evil.csv"
@@ -73,8 +115,8 @@ def test_a_file_name_is_never_a_path(datasets: Datasets, tmp_path: Path, home: H
 
 def test_a_bad_file_is_told_and_leaves_no_trace(datasets: Datasets, tmp_path: Path, home: Home) -> None:
     path = tmp_path / "notes.csv"
-    path.write_bytes("question,answer\ncafé,x\n".encode("cp1252"))
-    with pytest.raises(UserError, match=r"notes.csv is not UTF-8: line 2 has the byte 0xE9"):
+    path.write_bytes("question,answer\nпривет,x\n".encode("cp1251"))
+    with pytest.raises(UserError, match=r"notes.csv is not UTF-8: line 2 has the byte 0xEF"):
         added(datasets, path)
     assert datasets.list() == [] and list(home.datasets.iterdir()) == []
 

@@ -15,25 +15,25 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from jobs.data import codec, readers
-from jobs.data.formats import EncodingCheck, sniff
-from jobs.data.readers import Reading, Row, base
+from jobs.data import codec, encodings, readers
+from jobs.data.encodings import EncodingCheck, NotUtf8, check_encoding
+from jobs.data.formats import sniff
+from jobs.data.readers import FirstRow, Reading, Row, base
 from jobs.data.readers.plain import LONG_PARAGRAPH
 from jobs.errors import UserError
 
 
-def read(tmp_path: Path, name: str, content: str | bytes) -> tuple[Reading, list[Row], str]:
+def read(tmp_path: Path, name: str, content: str | bytes, header: FirstRow = "auto") -> tuple[Reading, list[Row], str]:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     sniffed = sniff(path, name)
-    if sniffed.encoding:
-        check = EncodingCheck(name, sniffed.encoding)
-        data = path.read_bytes()
-        for start in range(0, len(data), 100):
-            check.feed(data[start : start + 100])
-        check.feed(b"", final=True)
-    reading, blocks = readers.read(path, name, sniffed.format, sniffed.encoding)
-    return reading, [row for block in blocks for row in block], sniffed.format
+    encoding, notes = sniffed.encoding, []
+    if encoding:
+        encoding, notes = check_encoding(path, name, encoding)
+    reading, blocks = readers.read(path, name, sniffed.format, encoding, header)
+    rows = [row for block in blocks for row in block]
+    reading.notes += notes
+    return reading, rows, sniffed.format
 
 
 def values(rows: list[Row]) -> list[dict | None]:
@@ -113,9 +113,11 @@ def _zip(member: str) -> bytes:
     [
         ("a.csv", b"", "is empty (0 bytes)"),
         ("a.txt", b" \n\n ", "only blank lines"),
-        ("a.csv", _zip("xl/workbook.xml"), "is an Excel workbook. In Excel choose Save as, CSV UTF-8"),
+        ("a.csv", _zip("xl/workbook.xml"), "is an Excel workbook that cannot be read"),
+        ("a.zip", _zip("ppt/slides.xml"), "is an office document"),
+        ("a.zip", b"PK\x03\x04 and then nothing of the kind", "is a damaged zip archive"),
+        ("a.xls", b"\xd0\xcf\x11\xe0 an old one", "is an old or locked Excel or Word file"),
         ("a.txt", _zip("word/document.xml"), "is a Word document"),
-        ("a.json", _zip("rows.json"), "is a zip archive. Unpack it"),
         ("a.csv", gzip.compress(b"a,b"), "is compressed (gzip). Unpack it"),
         ("a.txt", b"%PDF-1.7 ...", "is a PDF"),
         ("a.csv", bytes(range(256)) * 20, "is a binary file"),
@@ -135,19 +137,72 @@ def test_a_file_that_is_no_dataset_is_refused_in_words(tmp_path: Path, name: str
     assert name in str(raised.value)
 
 
-def test_a_wrong_encoding_is_named_with_its_line_and_byte(tmp_path: Path) -> None:
-    text = "question,answer\n" + "plain,row\n" * 50 + "where is the café,here\n"
+@pytest.mark.parametrize(
+    "line",
+    [
+        "where is the café,here",
+        "„Größe“ – für 5 €,schön",
+        "l’été à la plage…,ça va «bien»",
+        "¿mañana?,El Niño",
+    ],
+)
+def test_what_is_plainly_windows_1252_is_read_as_that_and_said_so(tmp_path: Path, line: str) -> None:
+    line = line.replace("„", "“")
+    text = "question,answer\n" + "plain,row\n" * 50 + line + "\n"
+    reading, rows, _ = read(tmp_path, "a.csv", text.encode("cp1252"))
+    assert list((rows[-1].values or {}).values()) == line.split(",")
+    assert "read as Windows-1252" in reading.notes[0] and "line 52 then says" in reading.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "line"),
+    [
+        ("это простой текст\n" * 20, "cp1251", 1),
+        ("plain\n" * 40 + "Привет means hello\n", "cp1251", 41),  # another alphabet among English
+        ("Zażółć gęślą jaźń, ciągle\n" * 20, "cp1250", 1),
+        ("ağaç ışık şimdi\n" * 20, "cp1254", 1),
+        ("déjà vu\n" * 20, "mac_roman", 1),
+    ],
+)
+def test_other_old_encodings_are_refused_with_the_line(tmp_path: Path, text: str, encoding: str, line: int) -> None:
     with pytest.raises(UserError) as raised:
-        read(tmp_path, "a.csv", text.encode("cp1252"))
+        read(tmp_path, "a.txt", text.encode(encoding))
     said = str(raised.value)
-    assert "line 52" in said and "0xE9" in said and "Windows-1252" in said and "café" in said
-    assert 'Save the file as UTF-8 (in Excel: "CSV UTF-8")' in said
+    assert f"line {line} has the byte 0x" in said and 'Save the file as UTF-8 (in Excel: "CSV UTF-8")' in said
 
 
-def test_another_alphabet_is_not_taken_for_windows_1252(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as raised:
-        read(tmp_path, "a.txt", ("это простой текст\n" * 20).encode("cp1251"))
-    assert "Windows" not in str(raised.value) and "line 1" in str(raised.value)
+def test_a_broken_byte_in_utf8_does_not_turn_the_file_into_windows_1252(tmp_path: Path) -> None:
+    with pytest.raises(NotUtf8):
+        read(tmp_path, "a.txt", ("déjà vu\n" * 20).encode() + b"\xe9\n")
+
+
+def test_the_encoding_does_not_depend_on_where_the_blocks_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encodings, "_CHUNK", 3)
+    _, rows, _ = read(tmp_path, "a.txt", "one\n\nthe café\n".encode("cp1252"))
+    assert [row.values for row in rows] == [{"text": "one"}, {"text": "the café"}]
+    check = EncodingCheck("a.txt", "utf-8")
+    for byte in "né\nà".encode()[:-1]:
+        check.feed(bytes([byte]))
+    with pytest.raises(UserError, match=r"ends in the middle of a character \(line 2\)"):
+        check.feed(b"", final=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("question,answer\na,b\nc,d", "csv"),
+        ("name;city\na;b\nc;d\n", "csv"),
+        ("a\tb\n1\t2\n", "tsv"),
+        ('{"a": 1}\n{"a": 2}\n', "jsonl"),
+        ('[{"a": 1}]', "json"),
+        ("Hello, world.\nHow are you, then?", "text"),
+        ("Hello, you\nBye, you", "text"),
+        ("One line, with a comma", "text"),
+        ("Dear Sir,\n\nI write, as I said,\nto you.\n", "text"),
+    ],
+)
+def test_text_without_a_name_is_what_it_looks_like(tmp_path: Path, text: str, kind: str) -> None:
+    assert read(tmp_path, "Pasted text", text)[2] == kind
 
 
 def test_ragged_and_badly_quoted_csv_rows_are_bad_by_number_and_the_others_stay(tmp_path: Path) -> None:
@@ -240,8 +295,17 @@ def test_a_tsv_with_stray_quotes_is_read_as_it_stands(tmp_path: Path) -> None:
     assert values(rows) == [{"question": '"quoted" word', "answer": "y"}, {"question": "z", "answer": '"w'}]
 
 
+@pytest.mark.parametrize(("header", "count"), [("auto", 1), ("header", 1), ("data", 2)])
+def test_the_first_row_is_what_the_person_says(tmp_path: Path, header: FirstRow, count: int) -> None:
+    reading, rows, _ = read(tmp_path, "a.csv", "name,city\nAnn,Rome\n", header)
+    assert len(rows) == count and reading.first_row == ("data" if header == "data" else "header")
+    assert list(reading.columns) == (["column 1", "column 2"] if header == "data" else ["name", "city"])
+    reading, rows, _ = read(tmp_path, "b.csv", "How are you?,Fine.\nAnd you?,Well.\n", header)
+    assert len(rows) == (1 if header == "header" else 2)
+
+
 def test_text_is_split_at_blank_lines_or_else_at_lines_and_nothing_is_lost(tmp_path: Path) -> None:
-    reading, rows, _ = read(tmp_path, "a.md", "# One\nstill one\n\n\ntwo\r\n\r\nthree")
+    reading, rows, _ = read(tmp_path, "a.txt", "# One\nstill one\n\n\ntwo\r\n\r\nthree")
     assert [row.values for row in rows] == [{"text": "# One\nstill one"}, {"text": "two"}, {"text": "three"}]
     assert reading.notes == ["Blank lines separate the rows."]
     reading, rows, _ = read(tmp_path, "b.txt", "one\ntwo\n")

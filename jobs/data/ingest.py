@@ -1,5 +1,5 @@
-"""Takes an uploaded file into the store: a process of its own, so that a large file costs the server no memory
-and no stutter. `python -m jobs.data.ingest` answers one kind of request, "ingest".
+"""Takes a file, or a dataset on the Hub, into the store: a process of its own, so that a large one costs the server
+no memory and no stutter. `python -m jobs.data.ingest` answers "ingest" (a file) and "fetch" (from the Hub).
 
 The folder is written under a temporary name and renamed when it is whole; `dataset.json` in it says what was found.
 """
@@ -16,13 +16,16 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from jobs.data import hub
 from jobs.data.detect import detect
-from jobs.data.formats import EncodingCheck, Sniffed, sniff
-from jobs.data.readers import Row, read
+from jobs.data.encodings import WINDOWS, EncodingCheck, NotUtf8, windows_1252
+from jobs.data.formats import Sniffed, sniff
+from jobs.data.readers import FirstRow, Reading, Row, read
+from jobs.data.readers.parts import part_blocks
 from jobs.data.store import ROWS, RowWriter
 from jobs.errors import UserError
 from jobs.frozen import Frozen
@@ -49,39 +52,86 @@ class Ingested(Frozen):
     mapping: dict[str, Any] | None
     text: str  # what was detected and how the file was read
     sure: bool
+    first_row: Literal["header", "data"] | None = None  # of a table: what its first row was read as
     seconds: float
     peak_memory: int  # bytes, of the process that read it
 
 
-def ingest(path: Path, filename: str, datasets: Path, report: Report) -> Ingested:
-    """Copy, check, read and store one file. The same content is stored once. Raises UserError."""
+def ingest(path: Path, filename: str, datasets: Path, report: Report, header: FirstRow = "auto") -> Ingested:
+    """Copy, check, read and store one file. The same content, read in the same way, is stored once.
+
+    `header`: what a table's first row is. Raises UserError.
+    """
     began = time.monotonic()
     sniffed = sniff(path, filename)
+    with _new_folder(datasets) as folder:
+        original = folder / f"original.{sniffed.format}"
+        digest, encoding, notes = _copy(path, original, filename, sniffed, report)
+        fingerprint = digest if header == "auto" else _fingerprint(digest, header)
+        if known := _known(datasets, fingerprint):
+            return known
+        reading, blocks = read(original, filename, sniffed.format, encoding, header)
+        reading.notes += notes
+        found = _store(reading, blocks, sniffed.format, folder / ROWS, lambda share: 0.1 + 0.9 * share, report)
+        return _keep(folder, datasets, fingerprint, sniffed.format, original.stat().st_size, began, found)
+
+
+def fetch_from_hub(hub_id: str, config: str, split: str, datasets: Path, report: Report) -> tuple[Ingested, str]:
+    """(what was found, its title). The files are not kept, only their rows: the Hub has them. Raises UserError."""
+    began = time.monotonic()
+    report(0.0, "Asking the Hub")
+    data = hub.find(hub_id, config, split)
+    fingerprint = _fingerprint(data.hub_id, data.commit, data.config, data.split)
+    if known := _known(datasets, fingerprint):
+        return known, data.title
+    with _new_folder(datasets) as folder:
+        with tempfile.TemporaryDirectory(dir=folder) as fetched:
+            parts = hub.fetch(data, Path(fetched), lambda share, text: report(0.6 * share, text))
+            reading = Reading(data.title)
+            blocks = part_blocks(parts, reading, [])
+            found = _store(reading, blocks, "hub", folder / ROWS, lambda share: 0.6 + 0.4 * share, report)
+            size = sum(part.path.stat().st_size for part in parts)
+        return _keep(folder, datasets, fingerprint, "hub", size, began, found), data.title
+
+
+def _fingerprint(*words: str) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
+def _known(datasets: Path, fingerprint: str) -> Ingested | None:
+    kept = datasets / fingerprint / SUMMARY
+    return Ingested.model_validate_json(kept.read_text("utf-8")) if kept.exists() else None
+
+
+@contextlib.contextmanager
+def _new_folder(datasets: Path) -> Iterator[Path]:
+    """A folder under a temporary name, gone afterwards unless `_keep` has given it its own."""
     _remove_left_over(datasets)
     folder = Path(tempfile.mkdtemp(prefix=".new-", dir=datasets))
     try:
-        original = folder / f"original.{sniffed.format}"
-        fingerprint = _copy(path, original, filename, sniffed, report)
-        final = datasets / fingerprint
-        if (final / SUMMARY).exists():
-            return Ingested.model_validate_json((final / SUMMARY).read_text("utf-8"))
-        found = _store(original, filename, sniffed, folder, report)
-        summary = Ingested(
-            fingerprint=fingerprint,
-            format=sniffed.format,
-            size_bytes=original.stat().st_size,
-            seconds=round(time.monotonic() - began, 3),
-            peak_memory=peak_resident(),
-            **found,
-        )
-        (folder / SUMMARY).write_text(summary.model_dump_json(), "utf-8")
-        folder.chmod(0o755)
-        if final.exists():  # left by a removal that was cut short
-            shutil.rmtree(final)
-        folder.rename(final)
-        return summary
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep(
+    folder: Path, datasets: Path, fingerprint: str, file_format: str, size: int, began: float, found: dict[str, Any]
+) -> Ingested:
+    summary = Ingested(
+        fingerprint=fingerprint,
+        format=file_format,
+        size_bytes=size,
+        seconds=round(time.monotonic() - began, 3),
+        peak_memory=peak_resident(),
+        **found,
+    )
+    (folder / SUMMARY).write_text(summary.model_dump_json(), "utf-8")
+    folder.chmod(0o755)
+    final = datasets / fingerprint
+    if final.exists():  # left by a removal that was cut short
+        shutil.rmtree(final)
+    folder.rename(final)
+    return summary
 
 
 def _remove_left_over(datasets: Path) -> None:
@@ -92,31 +142,49 @@ def _remove_left_over(datasets: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _copy(source: Path, target: Path, filename: str, sniffed: Sniffed, report: Report) -> str:
-    """Copy the file, checking its encoding on the way; its SHA-256."""
+def _copy(
+    source: Path, target: Path, filename: str, sniffed: Sniffed, report: Report
+) -> tuple[str, str | None, list[str]]:
+    """Copy the file, holding it against its encoding on the way: (its SHA-256, its encoding, what is to be said)."""
     digest = hashlib.sha256()
-    check = EncodingCheck(filename, sniffed.encoding) if sniffed.encoding else None
+    encoding = sniffed.encoding
+    check = EncodingCheck(filename, encoding) if encoding else None
+    notes: list[str] = []
     size = max(1, source.stat().st_size)
     done = 0
     with source.open("rb") as reading, target.open("wb") as writing:
         while chunk := reading.read(_CHUNK):
             digest.update(chunk)
             if check:
-                check.feed(chunk)
+                try:
+                    check.feed(chunk)
+                except NotUtf8 as found:
+                    note = windows_1252(source, found)
+                    if note is None:
+                        raise
+                    check, encoding, notes = None, WINDOWS, [note]
             writing.write(chunk)
             done += len(chunk)
             report(0.1 * done / size, "Copying and checking the file")
     if check:
         check.feed(b"", final=True)
-    return digest.hexdigest()
+    return digest.hexdigest(), encoding, notes
 
 
-def _store(original: Path, filename: str, sniffed: Sniffed, folder: Path, report: Report) -> dict[str, Any]:
-    reading, blocks = read(original, filename, sniffed.format, sniffed.encoding)
+def _store(
+    reading: Reading,
+    blocks: Iterator[list[Row]],
+    file_format: str,
+    target: Path,
+    overall: Callable[[float], float],
+    report: Report,
+) -> dict[str, Any]:
+    """Write every row to `target`; what was found. `overall`: what a share of the reading is of all the work."""
+    filename = reading.filename
     sample = _Sample()
     total = bad = 0
     reasons: list[str] = []
-    with RowWriter(folder / ROWS) as writer:
+    with RowWriter(target) as writer:
         for rows in blocks:
             writer.add(rows)
             sample.offer(rows)
@@ -126,7 +194,7 @@ def _store(original: Path, filename: str, sniffed: Sniffed, folder: Path, report
                     if len(reasons) < 5:
                         reasons.append(f"row {row.number}: {row.problem}")
             total += len(rows)
-            report(0.1 + 0.9 * reading.progress(), f"Read {total:,} rows")
+            report(overall(reading.progress()), f"Read {total:,} rows")
     if total == 0:
         raise UserError(f"{filename} has no rows. Upload a file with at least one row below the column names.")
     if total == 1 and sample.rows and _is_by_column(sample.rows[0]):
@@ -137,7 +205,7 @@ def _store(original: Path, filename: str, sniffed: Sniffed, folder: Path, report
     if bad == total:
         raise UserError(f"None of the {total:,} rows in {filename} can be read: {'; '.join(reasons)}.")
     columns = list(reading.columns)
-    detection = detect(sample.rows, columns, sniffed.format)
+    detection = detect(sample.rows, columns, file_format)
     notes = [*reading.notes]
     if bad:
         notes.append(f"{bad:,} {'row' if bad == 1 else 'rows'} cannot be read.")
@@ -148,6 +216,7 @@ def _store(original: Path, filename: str, sniffed: Sniffed, folder: Path, report
         "mapping": detection.mapping.model_dump(mode="json") if detection.mapping else None,
         "text": " ".join([detection.text, *notes]),
         "sure": detection.sure,
+        "first_row": reading.first_row,
     }
 
 
@@ -200,10 +269,14 @@ def _answer(request: Request) -> None:
             request.send({"share": share, "text": text})
 
     try:
-        summary = ingest(
-            Path(request.params["path"]), request.params["filename"], Path(request.params["datasets"]), report
-        )
-        request.send({"summary": json.loads(summary.model_dump_json())})
+        given = request.params
+        datasets = Path(given["datasets"])
+        if request.method == "fetch":
+            summary, title = fetch_from_hub(given["hub_id"], given["config"], given["split"], datasets, report)
+        else:
+            title = given["filename"]
+            summary = ingest(Path(given["path"]), title, datasets, report, given.get("header", "auto"))
+        request.send({"summary": json.loads(summary.model_dump_json()), "title": title})
         request.done()
     except Cancelled:
         request.done()
@@ -217,7 +290,8 @@ def _answer(request: Request) -> None:
     except Exception as error:
         traceback.print_exc()
         request.fail(
-            f"{request.params['filename']} could not be read ({type(error).__name__}). The log has the details."
+            f"{request.params.get('filename') or request.params['hub_id']} could not be read "
+            f"({type(error).__name__}). The log has the details."
         )
 
 

@@ -12,10 +12,11 @@ import itertools
 import json
 import shutil
 import threading
-from collections.abc import Iterator
+import uuid
+from collections.abc import Generator, Iterator
 from datetime import datetime
 from pathlib import Path, PurePath, PureWindowsPath
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from sqlalchemy import Engine, func, select
@@ -59,6 +60,7 @@ class DatasetView(Frozen):
     mapping: Mapping | None  # None where detection found nothing: the person has to choose
     detected: str  # one sentence: what was seen, and how sure
     sure: bool  # False: show the mapping form with the guess filled in
+    first_row: Literal["header", "data"] | None = None  # of a table: what its first row was read as
     mends: tuple[MendRef, ...] = ()  # in the order in which they are done
     created_at: datetime
     runs: int  # how many runs used it
@@ -86,36 +88,84 @@ class Datasets:
         filename = _plain_filename(filename or path.name)
         if not path.is_file():
             raise UserError(f"{filename} could not be read: the file is not there. Upload it again.")
-        ingested: Ingested | None = None
-        reader = RpcClient("jobs.data.ingest", self._home.logs / "ingest.txt")
         try:
-            for said in reader.stream(
-                "ingest", path=str(path.resolve()), filename=filename, datasets=str(self._home.datasets)
-            ):
-                if "summary" in said:
-                    ingested = Ingested.model_validate(said["summary"])
-                else:
-                    yield Progress(done=int(1000 * said["share"]), total=1000, text=said["text"])
+            ingested, _ = yield from self._take_in("ingest", filename, path=str(path.resolve()), filename=filename)
         finally:
-            reader.close()
             if path.resolve().is_relative_to(self._home.uploads):  # it has been copied, or cannot be used
                 path.unlink(missing_ok=True)
-        if ingested is None:
-            raise UserError(f"{filename} was not taken in: its reading was cancelled. Upload it again.")
         yield self._catalog(ingested, filename)
 
-    def _catalog(self, ingested: Ingested, filename: str) -> DatasetView:
-        row = Dataset(
-            fingerprint=ingested.fingerprint,
-            name=PurePath(filename).stem[:120] or filename,
-            filename=filename,
-            format=ingested.format,
-            size_bytes=ingested.size_bytes,
-            rows=ingested.rows,
-            columns=list(ingested.columns),
-            mapping=ingested.mapping,
-            detection={"text": ingested.text, "sure": ingested.sure},
+    def add_text(self, text: str, name: str = "Pasted text") -> Iterator[Progress | DatasetView]:
+        """Take pasted text into the catalog, as `add` takes a file: a table, JSON, JSON lines or plain text by its
+        look."""
+        if not text.strip():
+            raise UserError("There is no text to take in. Paste some first.")
+        path = self._home.uploads / f"pasted-{uuid.uuid4().hex}"
+        try:
+            path.write_text(text, encoding="utf-8", errors="replace", newline="")  # half a character may be pasted
+            yield from self.add(path, name)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def add_from_hub(self, hub_id: str, config: str = "", split: str = "") -> Iterator[Progress | DatasetView]:
+        """Take a dataset on the Hugging Face Hub into the catalog, as `add` takes a file.
+
+        Without a configuration or split the usual one is taken. Raises UserError, within seconds where the Hub does
+        not answer.
+        """
+        hub_id, config, split = hub_id.strip(), config.strip(), split.strip()
+        if not hub_id:
+            raise UserError("There is no Hub id to fetch. Type one that reads owner/name, such as tatsu-lab/alpaca.")
+        ingested, title = yield from self._take_in("fetch", hub_id, hub_id=hub_id, config=config, split=split)
+        yield self._catalog(ingested, title, name=title.rpartition("/")[2])
+
+    def read_again(self, dataset_id: int, first_row: Literal["header", "data"]) -> Iterator[Progress | DatasetView]:
+        """Read a table again, its first row as column names or as data: progress, then the view last.
+
+        A dataset that runs have used stays as it is, and the new reading becomes another one beside it.
+        """
+        view = self.get(dataset_id)
+        if view.first_row is None:
+            raise UserError(f"{view.name} is no table, so its first row is a row like any other.")
+        if view.first_row == first_row:
+            yield view
+            return
+        original = self._home.dataset(view.fingerprint) / f"original.{view.format}"
+        if not original.is_file():
+            raise UserError(f"The file that {view.name} was read from is not kept. Upload it again.")
+        ingested, _ = yield from self._take_in(
+            "ingest", view.filename, path=str(original), filename=view.filename, header=first_row
         )
+        if self.get(dataset_id).runs:
+            kind = "data" if first_row == "data" else "names"
+            yield self._catalog(ingested, view.filename, name=f"{view.name}, first row as {kind}")
+            return
+        with write(self._engine) as session:
+            twin = session.scalar(select(Dataset.id).where(Dataset.fingerprint == ingested.fingerprint))
+            if twin is None:
+                row = session.get_one(Dataset, dataset_id)
+                row.mends = []
+                for name, value in _found(ingested).items():
+                    setattr(row, name, value)
+        if twin is None:
+            shutil.rmtree(self._home.dataset(view.fingerprint), ignore_errors=True)
+        yield self.get(twin or dataset_id)
+
+    def _take_in(self, method: str, what: str, **given: Any) -> Generator[Progress, None, tuple[Ingested, str]]:
+        """Have a child read it; what it found, and its title."""
+        reader = RpcClient("jobs.data.ingest", self._home.logs / "ingest.txt")
+        try:
+            for said in reader.stream(method, datasets=str(self._home.datasets), **given):
+                if "summary" in said:
+                    return Ingested.model_validate(said["summary"]), said["title"]
+                yield Progress(done=int(1000 * said["share"]), total=1000, text=said["text"])
+        finally:
+            reader.close()
+        raise UserError(f"{what} was not taken in: its reading was cancelled. Start it again.")
+
+    def _catalog(self, ingested: Ingested, filename: str, name: str = "") -> DatasetView:
+        name = name or PurePath(filename).stem
+        row = Dataset(name=name[:120] or filename, filename=filename, **_found(ingested))
         # Where the same content is in the catalog already, that dataset is the answer.
         with contextlib.suppress(IntegrityError), write(self._engine) as session:
             session.add(row)
@@ -158,7 +208,7 @@ class Datasets:
             row = session.get_one(Dataset, dataset_id)
             row.mapping = Mapping(shape=mapping.shape, columns=columns, separator=separator).model_dump(mode="json")
             row.mends = [ref.model_dump(mode="json") for ref in view.mends if ref.name in fit]
-            row.detection = {"text": f"Chosen by you: {chosen}.", "sure": True}
+            row.detection = {**row.detection, "text": f"Chosen by you: {chosen}.", "sure": True}
         return self.get(dataset_id)
 
     def rename(self, dataset_id: int, name: str) -> DatasetView:
@@ -318,6 +368,19 @@ class Datasets:
         return {"model": ref.name, "source": ref.source, "revision": ref.revision, "stamp": stamp}
 
 
+def _found(ingested: Ingested) -> dict[str, Any]:
+    """What a reading found, as the catalog's columns."""
+    return {
+        "fingerprint": ingested.fingerprint,
+        "format": ingested.format,
+        "size_bytes": ingested.size_bytes,
+        "rows": ingested.rows,
+        "columns": list(ingested.columns),
+        "mapping": ingested.mapping,
+        "detection": {"text": ingested.text, "sure": ingested.sure, "first_row": ingested.first_row},
+    }
+
+
 def _view(row: Dataset, runs: int) -> DatasetView:
     return DatasetView(
         id=row.id,
@@ -331,6 +394,7 @@ def _view(row: Dataset, runs: int) -> DatasetView:
         mapping=Mapping.model_validate(row.mapping) if row.mapping else None,
         detected=row.detection["text"],
         sure=row.detection["sure"],
+        first_row=row.detection.get("first_row"),
         mends=tuple(MendRef.model_validate(ref) for ref in row.mends),
         created_at=row.created_at,
         runs=runs,

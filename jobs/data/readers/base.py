@@ -38,6 +38,7 @@ class Reading:
 
     filename: str
     header: FirstRow = "auto"  # of a table
+    first_row: Literal["header", "data"] | None = None  # what a table's first row was read as
     columns: dict[str, None] = field(default_factory=dict)  # an ordered set
     notes: list[str] = field(default_factory=list)  # what the person should know about how it was read
     progress: Callable[[], float] = lambda: 0.0  # share of the file read so far

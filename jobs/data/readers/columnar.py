@@ -1,9 +1,10 @@
-"""Parquet, page by page."""
+"""Parquet and Arrow files, a few rows at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from jobs.data.readers.base import Reader, Reading, Row
 from jobs.errors import UserError
@@ -28,20 +29,64 @@ class Parquet(Reader):
         try:
             # Without pre-buffering and with a read buffer, pages are read as they are needed, not a row group at once.
             with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-                total = max(1, file.metadata.num_rows)
                 reading.add_columns(file.schema_arrow.names)
-                number = 0
-
-                def share() -> float:
-                    return number / total
-
-                reading.progress = share
-                for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
-                    rows = [reading.good(place, values) for place, values in enumerate(batch.to_pylist(), number + 1)]
-                    number += len(rows)
-                    yield rows
+                batches = file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False)
+                yield from _rows(batches, file.metadata.num_rows, reading)
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(
-                f"{reading.filename} is a Parquet file that cannot be read: {str(error).splitlines()[0]} "
-                "Write it again and upload that."
-            ) from None
+            raise _broken(reading, "a Parquet", error) from None
+
+
+class Arrow(Reader):
+    """Arrow's own files, and its streams, which `datasets` keeps on disk."""
+
+    name = "arrow"
+    label = "Arrow"
+    order = 55
+    extensions = (".arrow", ".feather", ".ipc")
+    is_text = False
+
+    def claims(self, path: Path, head: bytes) -> bool:
+        return head.startswith((b"ARROW1", b"\xff\xff\xff\xff"))
+
+    def blocks(self, path: Path, encoding: str | None, reading: Reading) -> Iterator[list[Row]]:
+        import pyarrow
+        from pyarrow import ipc
+
+        try:
+            with pyarrow.memory_map(str(path)) as mapped:
+                size = max(1, mapped.size())
+                if mapped.read(6) == b"ARROW1":
+                    file = ipc.open_file(mapped)
+                    reading.add_columns(file.schema.names)
+                    batches = (file.get_batch(place) for place in range(file.num_record_batches))
+                    total = sum(file.get_batch(place).num_rows for place in range(file.num_record_batches))
+                    yield from _rows(batches, total, reading)
+                else:
+                    mapped.seek(0)
+                    stream = ipc.open_stream(mapped)
+                    reading.add_columns(stream.schema.names)
+                    yield from _rows(stream, None, reading, lambda: mapped.tell() / size)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise _broken(reading, "an Arrow", error) from None
+
+
+def _rows(batches: Iterable[Any], total: int | None, reading: Reading, progress: Any = None) -> Iterator[list[Row]]:
+    number = 0
+
+    def share() -> float:
+        return number / max(1, total or 0)
+
+    reading.progress = progress or share
+    for whole in batches:
+        for start in range(0, whole.num_rows, _BATCH_ROWS):
+            batch = whole.slice(start, _BATCH_ROWS).to_pylist()
+            rows = [reading.good(place, values) for place, values in enumerate(batch, number + 1)]
+            number += len(rows)
+            yield rows
+
+
+def _broken(reading: Reading, kind: str, error: Exception) -> UserError:
+    return UserError(
+        f"{reading.filename} is {kind} file that cannot be read: {str(error).splitlines()[0]} "
+        "Write it again and upload that."
+    )

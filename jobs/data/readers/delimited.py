@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.data.columns import KNOWN_NAMES, plain_name
 from jobs.data.readers import base
 from jobs.data.readers.base import Reader, Reading, Row, too_large
 from jobs.data.readers.lines import Lines, line_blocks
-from jobs.data.readers.tables import column_names
+from jobs.data.readers.tables import column_names, looks_like_header
 from jobs.errors import UserError
 
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
@@ -191,6 +192,24 @@ def _one(window: _Window, dialect: Dialect) -> _Record:
 def _is_blank(record: _Record) -> bool:
     fields = record.fields
     return record.problem is None and (not fields or (len(fields) == 1 and not fields[0].strip()))
+
+
+def table_kind(text: str) -> str | None:
+    """ "csv" or "tsv" where a file's beginning, whose name says nothing, is a table; None where it is prose."""
+    lines = text.splitlines(keepends=True)
+    if len(text) > 10_000:
+        lines = lines[:-1]  # the last is not whole
+    delimiter = _dialect(lines)["delimiter"]
+    if delimiter == _NONE:
+        return None
+    records = [fields for fields in csv.reader(lines, delimiter=delimiter) if fields]
+    usual = len(records[0])
+    if len(records) < 2 or sum(len(fields) == usual for fields in records) < 0.9 * len(records):
+        return None
+    if delimiter == "\t":
+        return "tsv"
+    named = any(plain_name(cell) in KNOWN_NAMES for cell in records[0])
+    return "csv" if named or (len(records) > 2 and looks_like_header(records[0])) else None
 
 
 def _dialect(sample: list[str]) -> Dialect:

@@ -74,14 +74,14 @@ class Texts:
         self._number = 0
         self._split = 0
         self._lines: list[str] = []
-        self._chars = 0
+        self.chars = 0  # of the text that is being gathered
         self._rows: list[Row] = []
 
     def add(self, line: str) -> None:
-        if self._chars > base.MAX_ROW_CHARS // 2:
+        if self.chars > base.MAX_ROW_CHARS // 2:
             self.end()
         self._lines.append(line)
-        self._chars += len(line)
+        self.chars += len(line)
 
     def end(self) -> None:
         """The lines since the last end are one text."""
@@ -89,7 +89,7 @@ class Texts:
             return
         text = "".join(self._lines).strip("\r\n")
         self._lines.clear()
-        self._chars = 0
+        self.chars = 0
         if not text.strip():
             return
         pieces = _split_long(text) if len(text) > LONG_PARAGRAPH else [text]

@@ -8,13 +8,14 @@ from jobs.data.readers.base import Reading
 
 def column_names(first: list[str], reading: Reading) -> tuple[list[str], bool]:
     """(the columns' names, whether the first row is data), by the look of the first row unless the person said it."""
-    first_is_data = reading.header == "data" or (reading.header == "auto" and not _is_header(first))
+    first_is_data = reading.header == "data" or (reading.header == "auto" and not looks_like_header(first))
+    reading.first_row = "data" if first_is_data else "header"
     names = _numbered(len(first), reading) if first_is_data else _names(first, reading)
     reading.add_columns(names)
     return names, first_is_data
 
 
-def _is_header(fields: list[str]) -> bool:
+def looks_like_header(fields: list[str]) -> bool:
     cells = [cell.strip() for cell in fields]
     if any(plain_name(cell) in KNOWN_NAMES for cell in cells):
         return True

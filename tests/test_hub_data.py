@@ -1,0 +1,209 @@
+"""Datasets on the Hub: which files are fetched, over a real socket from a stand-in that answers as the Hub does."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from jobs.errors import UserError
+from jobs.rpc import RpcClient
+from jobs.service.datasets import Datasets, DatasetView
+from jobs.service.models import Models
+from storage.db import connect, migrate
+from storage.files import Home
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def table(*texts: str) -> bytes:
+    target = io.BytesIO()
+    rows = [{"instruction": text, "input": "", "output": f"re: {text}"} for text in texts]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), target)
+    return target.getvalue()
+
+
+CONVERTED = {  # by repository: the branch refs/convert/parquet
+    "owner/alpaca": {
+        "default/train/0000.parquet": table("a", "b"),
+        "default/train/0001.parquet": table("c"),
+        "default/test/0000.parquet": table("d"),
+    },
+    "owner/math": {
+        "main/train/0000.parquet": table("a"),
+        "hard/partial-train/0000.parquet": table("b"),
+        "hard/dev/0000.parquet": table("c"),
+    },
+}
+OWN = {  # the repository's own files
+    "owner/plain": {
+        "README.md": b"# About",
+        "data/train.jsonl": b'{"text": "one"}\n{"text": "two"}\n',
+        "data/test.jsonl": b'{"text": "three"}\n',
+    },
+    "owner/script": {"README.md": b"# About", "script.py": b"print('never run')"},
+    "owner/pictures": {"a.png": b"\x89PNG"},
+}
+
+
+class StandIn(BaseHTTPRequestHandler):
+    seen: list[str] = []  # noqa: RUF012 - one stand-in at a time
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path = unquote(self.path.split("?")[0])
+        self.seen.append(path)
+        repository = "/".join(path.removeprefix("/api").removeprefix("/datasets").split("/")[1:3])
+        converted = path.endswith("refs/convert/parquet")
+        files = CONVERTED.get(repository) if converted else OWN.get(repository)
+        if "gated" in path:
+            self._send(b"{}", 403, "GatedRepo")
+        elif path.startswith("/api/datasets/") and files:
+            siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
+            self._send(json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode())
+        elif path.startswith("/api/datasets/"):
+            known = repository in CONVERTED or repository in OWN
+            self._send(b"{}", 404, "RevisionNotFound" if known else "RepoNotFound")
+        else:
+            name = path.split(f"/resolve/{COMMIT}/")[-1]
+            content = (CONVERTED.get(repository, {}) | OWN.get(repository, {})).get(name)
+            self._send(content or b"", 200 if content else 404, None if content else "EntryNotFound")
+
+    def _send(self, body: bytes, status: int = 200, code: str | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def datasets(home: Home) -> Iterator[Datasets]:
+    migrate(home.database)
+    engine = connect(home.database)
+    service = Datasets(home, engine, Models(home, engine))
+    yield service
+    service.close()
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[dict[str, str]]:
+    """The stand-in's environment."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "127.0.0.1",
+    }
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def hub(server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    for name, value in server.items():
+        monkeypatch.setenv(name, value)
+    StandIn.seen.clear()
+    return StandIn
+
+
+@pytest.fixture(scope="module")
+def child(server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RpcClient]:
+    client = RpcClient("jobs.data.ingest", tmp_path_factory.mktemp("logs") / "ingest.txt", environment=server)
+    yield client
+    client.close()
+
+
+def fetched(datasets: Datasets, hub_id: str, config: str = "", split: str = "") -> DatasetView:
+    *_, view = datasets.add_from_hub(hub_id, config, split)
+    assert isinstance(view, DatasetView)
+    return view
+
+
+def first_column(datasets: Datasets, view: DatasetView) -> list[object]:
+    return [next(iter(row.values())) for row in datasets.head(view.id)]
+
+
+def test_the_parquet_files_of_a_split_become_a_dataset_once(datasets: Datasets, hub: type[StandIn], home: Home) -> None:
+    view = fetched(datasets, " owner/alpaca ")
+    assert (view.name, view.filename, view.format) == ("alpaca (train)", "owner/alpaca (train)", "hub")
+    assert first_column(datasets, view) == ["a", "b", "c"]
+    assert view.mapping and view.mapping.columns["output"] == "output" and view.sure
+    assert "2 files are read one after another" in view.detected
+    files = {item.name for item in home.dataset(view.fingerprint).iterdir()}
+    assert files == {"rows.parquet", "dataset.json"}  # the Hub keeps the originals
+    downloads = [path for path in hub.seen if "/resolve/" in path]
+    assert fetched(datasets, "owner/alpaca", "default", "train").id == view.id
+    assert [path for path in hub.seen if "/resolve/" in path] == downloads  # the same commit is not fetched again
+    test = fetched(datasets, "owner/alpaca", split="test")
+    assert first_column(datasets, test) == ["d"] and test.id != view.id
+    with pytest.raises(UserError, match="is no table"):
+        list(datasets.read_again(view.id, "data"))
+
+
+def test_a_configuration_is_chosen_by_name_and_a_part_of_a_large_split_is_enough(
+    datasets: Datasets, hub: type[StandIn]
+) -> None:
+    view = fetched(datasets, "owner/math", "hard", "train")
+    assert first_column(datasets, view) == ["b"] and view.filename == "owner/math (hard, train)"
+
+
+def test_without_converted_files_the_repository_s_own_are_read(datasets: Datasets, hub: type[StandIn]) -> None:
+    assert first_column(datasets, fetched(datasets, "owner/plain")) == ["one", "two"]
+    assert first_column(datasets, fetched(datasets, "owner/plain", split="test")) == ["three"]
+
+
+@pytest.mark.parametrize(
+    ("hub_id", "config", "split", "said"),
+    [
+        ("owner/math", "", "", r"has several configurations: hard, main. Say which."),
+        ("owner/math", "easy", "", r"has no configuration 'easy'. It has: hard, main."),
+        ("owner/alpaca", "", "validation", r"has no split 'validation'. It has: test, train."),
+        ("owner/plain", "", "validation", r"has no file for the split 'validation'"),
+        ("owner/script", "", "", r"is made by a program, which Graft never runs"),
+        ("owner/pictures", "", "", r"holds no file in a format that Graft reads"),
+        ("owner/gated", "", "", r"accepted its terms"),
+        ("owner/missing", "", "", r"has no dataset 'owner/missing', or it is private"),
+        ("a b/c", "", "", r"'a b/c' is not a Hub id; it should read owner/name"),
+    ],
+)
+def test_what_cannot_be_fetched_is_said_in_one_sentence(
+    child: RpcClient, tmp_path: Path, hub_id: str, config: str, split: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said) as raised:
+        child.call("fetch", hub_id=hub_id, config=config, split=split, datasets=str(tmp_path))
+    assert len(raised.value.problems) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert not any("script.py" in path for path in StandIn.seen)
+
+
+def test_a_hub_id_is_needed(datasets: Datasets) -> None:
+    with pytest.raises(UserError, match="There is no Hub id to fetch"):
+        list(datasets.add_from_hub(" "))
+
+
+@pytest.mark.parametrize("offline", ["1", "0"])
+def test_a_hub_that_does_not_answer_is_said_soon(
+    datasets: Datasets, monkeypatch: pytest.MonkeyPatch, offline: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"The Hugging Face Hub does not answer, so owner/name cannot be fetched"):
+        fetched(datasets, "owner/name")
+    assert time.monotonic() - began < 60  # a child that starts on a busy machine, and no retries
