@@ -75,6 +75,10 @@ bench: $(DEV_STAMP) browser ## Measure: write to pixel, training, the engine, me
 screenshots: $(DEV_STAMP) browser ## Take docs/screenshots/ again, by training for real
 	@$(BIN)/python docs/screenshots.py $(ARGS)
 
+.PHONY: docs
+docs: $(DEV_STAMP) ## Write the pages in docs/ that come from the registries again
+	@$(BIN)/python -m docs.generate
+
 .PHONY: constraints
 constraints: $(DEV_STAMP) ## Write constraints.txt from what is installed
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude pip --exclude setuptools --exclude torch \

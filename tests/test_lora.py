@@ -48,11 +48,36 @@ def test_qlora_has_the_same_trainable_parameters(tiny_llama: Path, targets: str)
     assert qlora.trainable(params, read_shape(tiny_llama)) == real
 
 
-def test_every_method_counts_exactly_and_offers_a_rate(tiny_llama: Path) -> None:
+def test_settings_stored_before_there_were_more_of_them_still_load(tiny_llama: Path) -> None:
     shape = read_shape(tiny_llama)
+    old = {"r": 4, "alpha": 8, "dropout": 0.1, "targets": "mlp"}
+    assert method("lora").quantization(method("lora").Params(**old)) == "none"
+    qlora = method("qlora")
+    assert qlora.quantization(qlora.Params(**old, double_quantization=False)) == "nf4"
+    assert qlora.trainable(qlora.Params(**old), shape) == method("lora").trainable(method("lora").Params(**old), shape)
+
+
+def test_a_large_model_gets_a_smaller_rate(tiny_llama: Path) -> None:
+    small = read_shape(tiny_llama)
+    large = small.model_copy(update={"parameters": 7_000_000_000})
     for chosen in all_methods().values():
-        assert chosen.trainable(chosen.Params(), shape) > 0
-        assert 1e-5 < chosen.learning_rate(shape) <= 1e-2
+        assert 0 < chosen.learning_rate(large) <= chosen.learning_rate(small) <= 0.1
+    assert method("lora").learning_rate(large) == pytest.approx(2e-4)
+
+
+def test_the_second_matrix_of_lora_plus_learns_faster(tiny_llama: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    plus = method("lora-plus")
+    params = plus.Params(ratio=4)
+    model = plus.attach(AutoModelForCausalLM.from_pretrained(tiny_llama), params, Context())
+    groups = plus.parameter_groups(model, params, 1e-3, 0.1)
+    assert groups is not None
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert rates.pop(id(parameter)) == pytest.approx(4e-3 if ".lora_B." in name else 1e-3)
+    assert not rates
 
 
 def test_qlora_learns_on_a_cpu_in_full_precision(tmp_path: Path, tiny_llama: Path) -> None:

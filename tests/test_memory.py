@@ -73,3 +73,22 @@ def test_rows_shorter_than_the_maximum_length_need_less(shape: ModelShape) -> No
     params = type(lora).Params()
     short = estimate(shape, lora, params, training, CPU, longest_row=64)
     assert short.activations * 8 == estimate(shape, lora, params, training, CPU).activations
+
+
+def test_an_8_bit_base_lies_between_4_bits_and_full_precision(shape: ModelShape) -> None:
+    parameters = 1000 * shape.linear_parameters + shape.embedding_parameters
+    large = shape.model_copy(update={"linears": shape.linears * 1000, "parameters": parameters})
+    full, eight, four = (needs(large, base_weights=held).base for held in ("full", "8-bit", "4-bit"))
+    assert four < eight < full
+    assert eight == pytest.approx(full / 2, rel=0.1)
+
+
+def test_what_a_method_holds_beside_its_parameters_counts(shape: ModelShape) -> None:
+    """LoHa multiplies out whole matrices for every layer and keeps them; recomputed, one layer's at a time."""
+    plain, recomputed = needs(shape, "loha"), needs(shape, "loha", recompute=True)
+    assert plain.workspace > recomputed.workspace > needs(shape, "lora").workspace
+
+
+def test_virtual_tokens_lengthen_every_row(shape: ModelShape) -> None:
+    short, long = needs(shape, "prompt-tuning", tokens=1), needs(shape, "prompt-tuning", tokens=101)
+    assert long.activations / short.activations == pytest.approx(613 / 513, rel=1e-3)

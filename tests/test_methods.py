@@ -339,3 +339,97 @@ def test_a_method_learns_beside_a_quantized_base(name: str, held: str, bases: di
     counts_exactly(tuned)
     losses = [tuned.step() for _ in range(10)]
     assert losses[-1] < 0.999 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["adalora", "pissa", "p-tuning", "prefix-tuning"])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(name: str, tmp_path: Path, tiny_llama: Path) -> None:
+    """Those that save for answering something else than they train; PiSSA changes the base, which still answers."""
+    from jobs.events import Answers
+    from tests.rundirs import events, make_run, series, train_here
+
+    settings = {
+        "method": name,
+        "method_params": small_params(method(name)).model_dump() | ({"projection": True} if "prefix" in name else {}),
+        "training": {"epochs": 4, "max_steps": 12, "evaluations": 2, "batch_size": 2, "learning_rate": 1e-2},
+        "prompts": ("Where is ship 3?",),
+    }
+    whole = make_run(tmp_path / "whole", tiny_llama, **settings)
+    assert train_here(whole).step == 12
+    stopped = make_run(tmp_path / "stopped", tiny_llama, **settings)
+    assert train_until(stopped, 7).state == "stopped"
+    stopped.stop.unlink()
+    assert train_here(stopped, attempt=2).state == "completed"
+    assert series(stopped, "loss") == pytest.approx(series(whole, "loss"), rel=1e-5)
+    said = [event.answers[0] for event in events(stopped) if isinstance(event, Answers)]
+    assert len({answer.base for answer in said}) == 1
+    plain = make_run(tmp_path / "plain", tiny_llama, prompts=settings["prompts"], training={"max_steps": 1})
+    train_here(plain)
+    assert said[0].base == next(e for e in events(plain) if isinstance(e, Answers)).answers[0].base
+
+
+def train_until(files: Any, step: int) -> Any:
+    """One attempt that is asked to stop when `step` is taken."""
+    from jobs.training.monitor import StopRequest
+    from jobs.training.plain import train
+    from jobs.training.run import Attempt
+
+    def loop(job: Any, monitor: Any) -> None:
+        done = monitor.step_done
+
+        def step_done(number: int, **values: Any) -> bool:
+            if number == step:
+                files.stop.touch()
+            return done(number, **values)
+
+        monitor.step_done = step_done
+        train(job, monitor)
+
+    return Attempt(files, 1, StopRequest(files.stop), loop).run()
+
+
+def test_an_adapter_that_does_not_fit_is_refused_and_leaves_the_base_as_it_was(
+    bases: dict[str, Base], engines: dict[str, Any], tmp_path: Path
+) -> None:
+    import torch
+
+    from jobs.errors import UserError
+    from tests.test_engine import QUESTION, Row, run
+
+    other = load_base(tiny.build_llama(tmp_path / "other", hidden=48), "CAUSAL_LM")
+    folder = Tuned(method("oft"), other).saved(tmp_path / "adapter")
+    before = base_answer(engines["llama"])
+    with pytest.raises(UserError, match="does not fit llama: it was made for another base model"):
+        run(engines["llama"], [Row(adapter=folder, messages=QUESTION)])
+    assert torch.equal(base_answer(engines["llama"]), before)
+
+
+def test_a_preset_gives_each_method_sizes_of_its_own(tmp_path: Path) -> None:
+    from jobs.presets import PRESETS
+    from jobs.service.choices import preset_params
+
+    shape = read_shape(tiny.build_llama(tmp_path / "wide", layers=1, hidden=512))
+    for chosen in all_methods().values():
+        counts = []
+        for preset in PRESETS.values():
+            params = type(chosen).Params(**preset_params(chosen, preset))
+            counts.append(chosen.trainable(params, shape))
+        grows = chosen.sizes.keys() - {"dropout", "alpha"}
+        assert counts == sorted(counts)
+        assert (len(set(counts)) == 3) == bool(grows), chosen.name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", all_methods())
+def test_a_method_on_the_starter_model(name: str, starter: Path, tmp_path: Path) -> None:
+    chosen, base = method(name), load_base(starter, "CAUSAL_LM")
+    settings = {"tokens": "<|im_start|> <|im_end|>"} if name == "trainable-tokens" else {}
+    params = type(chosen).Params(**settings)
+    if chosen.check(params, base.shape, CPU):
+        assert name == "bitfit"
+        return
+    tuned = Tuned(chosen, base, params)
+    counts_exactly(tuned)
+    losses = [tuned.step() for _ in range(6)]
+    assert losses[-1] < losses[0]
+    answers_again_when_loaded(tuned, tmp_path / "adapter")
