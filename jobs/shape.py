@@ -150,9 +150,9 @@ def shape_of(config: dict[str, Any], tensors: dict[str, dict[str, Any]], *, has_
             raise UserError(f"config.json names no {names[0]}; Graft does not know this architecture's sizes.")
         return default
 
-    hidden = size("hidden_size", "n_embd", "d_model")
-    heads = size("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads")
-    layers, family = size("num_hidden_layers", "n_layer", "num_layers", "encoder_layers"), _family(config)
+    hidden = size("hidden_size", "n_embd", "d_model", "dim")
+    heads = size("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads", "n_heads")
+    layers, family = size("num_hidden_layers", "n_layer", "num_layers", "encoder_layers", "n_layers"), _family(config)
     model_type = str(config.get("model_type", "unknown"))
     transposed = model_type in ("gpt2",)  # Conv1D keeps its weight as [in, out]
     linears, vectors, embeddings, parameters, pretraining_head = [], [], 0, 0, 0
@@ -182,7 +182,9 @@ def shape_of(config: dict[str, Any], tensors: dict[str, dict[str, Any]], *, has_
         architecture=(config.get("architectures") or ["unknown"])[0],
         model_type=model_type,
         hidden_size=hidden,
-        intermediate_size=size("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim", default=4 * hidden),
+        intermediate_size=size(
+            "intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim", "hidden_dim", default=4 * hidden
+        ),
         layers=layers,
         heads=heads,
         kv_heads=size("num_key_value_heads", default=heads),

@@ -63,6 +63,51 @@ def build_llama(folder: Path, *, layers: int = 2, hidden: int = 64, template: st
     return folder
 
 
+def build_bert(folder: Path, *, hidden: int = 64, pooler: bool = True) -> Path:
+    """A tiny random BERT with a WordPiece tokenizer that puts [CLS] and [SEP] round a text, in `folder`."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=300,
+        special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"],
+        initial_alphabet=list("abcdefghijklmnopqrstuvwxyz0123456789.,:?!"),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        ["the quick brown fox jumps over the lazy dog, said the captain of the ship"] * 50, trainer
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=128,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    config = BertConfig(
+        vocab_size=len(fast),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        pad_token_id=0,
+    )
+    BertModel(config, add_pooling_layer=pooler).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
 def build_t5(folder: Path, *, hidden: int = 64, decoder_layers: int = 2) -> Path:
     """A tiny random T5 (encoder and decoder, unequal d_kv) whose tokenizer ends every text, in `folder`."""
     import torch

@@ -15,6 +15,7 @@ from jobs.data.tokens import Tokens, tokenise
 from jobs.errors import RowProblem, UserError
 from jobs.frozen import Frozen
 from jobs.shape import Family, ModelShape
+from jobs.tasks.supported import has_head
 
 if TYPE_CHECKING:
     import torch
@@ -156,9 +157,14 @@ class Task:
 
     def check_model(self, params: Any, shape: ModelShape) -> list[str]:
         """Why a model of this kind cannot do the task; empty where it can."""
-        if shape.family in _FAMILIES[self.head]:
-            return []
-        return [f"You set the task to {self.label}, but {_CANNOT[self.head, shape.family]}"]
+        if shape.family not in _FAMILIES[self.head]:
+            return [f"You set the task to {self.label}, but {_CANNOT[self.head, shape.family]}"]
+        if self.head in READERS and not has_head(self.head, shape.model_type, shape.family == "encoder"):
+            return [
+                f"You set the task to {self.label}, but transformers has no such head for models of the kind "
+                f"{shape.model_type}. {_READER}"
+            ]
+        return []
 
     def head_parameters(self, params: Any, shape: ModelShape, labels: int) -> int:
         """Parameters of a new head for so many labels, trained whatever the method; 0 where the model has its own."""

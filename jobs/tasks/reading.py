@@ -144,8 +144,11 @@ def per_token(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Ten
     return logits[:, -batch["input_ids"].shape[1] :]
 
 
-_DENSE = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "electra", "distilbert", "mpnet"})
-_POOLED = frozenset({"bert", "albert", "deberta", "deberta-v2", "ernie", "nomic_bert"})  # classify from a pooler
+# Between text and labels these have a dense layer of their own; those classify from a pooler, which may be in the files.
+_DENSE = frozenset(
+    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "electra", "distilbert", "mpnet", "roformer"}
+)
+_POOLED = frozenset({"bert", "albert", "deberta", "deberta-v2", "ernie"})
 
 
 def sequence_head(shape: ModelShape, labels: int) -> int:

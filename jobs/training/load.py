@@ -99,18 +99,26 @@ def load_model(
     _check_folder(base)
     # On a CPU without quantization the plain path: device_map would only wrap the modules in hooks.
     placement = {"": str(device.name)} if device.is_cuda or quantization else None
-    model, found = getattr(transformers, auto_class).from_pretrained(
-        base.source,
-        revision=base.revision,
-        dtype=dtype or device.dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        quantization_config=quantization,
-        device_map=placement,
-        key_mapping=_renamed(base, auto_class),
-        output_loading_info=True,
-        **head,
-    )
+    try:
+        model, found = getattr(transformers, auto_class).from_pretrained(
+            base.source,
+            revision=base.revision,
+            dtype=dtype or device.dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            quantization_config=quantization,
+            device_map=placement,
+            key_mapping=_renamed(base, auto_class),
+            output_loading_info=True,
+            **head,
+        )
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise UserError(
+            f"transformers has no {auto_class.removeprefix('AutoModelFor')} for models such as {base.name}. "
+            "Choose another task, or another base model."
+        ) from error
     new = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
     if any(_LAYER.search(name) for name in new):
         raise UserError(
@@ -132,10 +140,9 @@ def _renamed(base: BaseModelRef, auto_class: str) -> dict[str, str] | None:
     if auto_class != "AutoModelForQuestionAnswering":
         return None
     config = transformers.AutoConfig.from_pretrained(base.source, revision=base.revision, trust_remote_code=False)
-    try:
-        own = answering[type(config)].base_model_prefix
-    except KeyError:
-        raise UserError(f"{base.name} ({config.model_type}) has no question-answering form in transformers.") from None
+    if type(config) not in answering:
+        return None  # from_pretrained will say so
+    own = answering[type(config)].base_model_prefix
     files = bodies[type(config)].base_model_prefix
     return None if own == files else {rf"^{files}\.": f"{own}."}
 
