@@ -144,7 +144,7 @@ def per_token(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Ten
     return logits[:, -batch["input_ids"].shape[1] :]
 
 
-# Between text and labels these have a dense layer of their own; those classify from a pooler, which may be in the files.
+# Between text and labels these have a dense layer; those classify from a pooler, which the files may have.
 _DENSE = frozenset(
     {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "electra", "distilbert", "mpnet", "roformer"}
 )
