@@ -21,13 +21,6 @@ def conversation(row: dict[str, Any], mapping: Mapping) -> list[Turn]:
 
     Tool turns may stand between assistant turns. Raises RowProblem.
     """
-    turns = unordered(row, mapping)
-    check_order(turns)
-    return turns
-
-
-def unordered(row: dict[str, Any], mapping: Mapping) -> list[Turn]:
-    """As `conversation`, in whatever order they stand. Raises RowProblem for a turn that cannot be read."""
     if mapping.shape in (Shape.MESSAGES, Shape.SHAREGPT):
         role = "messages" if mapping.shape is Shape.MESSAGES else "conversations"
         turns = [turn(item, place) for place, item in enumerate(turn_items(row, mapping.columns[role]), 1)]
@@ -36,6 +29,7 @@ def unordered(row: dict[str, Any], mapping: Mapping) -> list[Turn]:
     system = optional_text(row, mapping.columns.get("system"))
     if system and not (turns and turns[0]["role"] == "system"):
         turns.insert(0, {"role": "system", "content": system})
+    check_order(turns)
     return turns
 
 
