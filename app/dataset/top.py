@@ -31,6 +31,7 @@ def top_html(view: DatasetView) -> str:
     buttons = (
         train
         + action_html("columns", view.id, "Change columns")
+        + _first_row_html(view)
         + action_html("rename", view.id, "Rename", question="A new name for this dataset", value=view.name)
         + action_html(
             "delete", view.id, "Delete", question=f"Delete the dataset {view.name} and its file? This cannot be undone."
@@ -42,6 +43,13 @@ def top_html(view: DatasetView) -> str:
         f"{figures}{note_html(view.detected, 'good' if view.sure else 'warn')}"
         f'<div class="buttons">{buttons}</div></div>'
     )
+
+
+def _first_row_html(view: DatasetView) -> str:
+    """What the person says where a table's first row was taken for the wrong thing."""
+    if view.first_row == "header":
+        return action_html("data", view.id, "The first row is data")
+    return action_html("header", view.id, "The first row is column names") if view.first_row else ""
 
 
 def head_html(view: DatasetView, rows: list[dict[str, Any]]) -> str:

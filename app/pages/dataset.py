@@ -71,7 +71,7 @@ def build(service: Service) -> None:
         report = action_list()
     head = markup()
     applied = gr.Number(visible=False)  # when mends were applied or undone last: the rows are read anew
-    left = gr.Checkbox(visible=False)  # set when the dataset is gone: the browser leaves
+    left = gr.Textbox(visible=False)  # set when the browser is to leave: the page to go to
     latest = Latest()
     role_boxes = list(roles.values())
 
@@ -142,14 +142,21 @@ def build(service: Service) -> None:
         return {template: gr.Dropdown(visible="template" in type(all_tasks()[name]).Params.model_fields)}
 
     @guarded(notice)
-    def press(request: gr.Request, event: gr.EventData) -> Shown:
+    def press(request: gr.Request, event: gr.EventData) -> Iterator[Shown]:
         pressed, dataset_id = action_of(event), _id(request)
         if pressed.action == "rename":
-            return {top: top_html(service.datasets.rename(dataset_id, pressed.value))}
-        if pressed.action == "delete":
+            yield {top: top_html(service.datasets.rename(dataset_id, pressed.value))}
+        elif pressed.action == "delete":
             service.datasets.delete(dataset_id)
-            return {left: True}
-        return {mapping_card: gr.Column(visible=True)}
+            yield {left: "datasets"}
+        elif pressed.action in ("header", "data"):
+            for news in service.datasets.read_again(dataset_id, "data" if pressed.action == "data" else "header"):
+                if isinstance(news, DatasetView):
+                    yield {left: f"dataset?id={news.id}"}
+                else:
+                    yield {notice: progress_html(news.done / max(news.total, 1), news.text)}
+        else:
+            yield {mapping_card: gr.Column(visible=True)}
 
     @guarded(notice)
     def reshape(shape_value: str, request: gr.Request) -> Shown:
@@ -272,7 +279,7 @@ def build(service: Service) -> None:
     gr.on(changed, look, [row, *settings], [preview], trigger_mode="always_last", **quiet)
     gr.on(changed, check_soon, settings, [report], trigger_mode="multiple", **quiet)
     top.click(press, None, [top, mapping_card, left, notice], **quiet).then(
-        None, left, None, js="(gone) => { if (gone) window.location.assign('datasets'); }"
+        None, left, None, js="(page) => { if (page) window.location.assign(page); }"
     )
     shape.input(reshape, shape, [shape, *role_boxes, notice], **quiet)
     before.click(step(-1), [row, *settings], [row, preview], **quiet)

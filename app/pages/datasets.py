@@ -11,6 +11,7 @@ import gradio as gr
 from app.blocks import markup
 from app.callbacks import Latest, Shown, guarded
 from app.components import bytes_text, card, count_text, escape, page_header, progress_html, when_text
+from jobs.data.formats import supported
 from jobs.service import Service
 from jobs.service.datasets import DatasetView, Progress
 from jobs.service.examples import Example
@@ -24,6 +25,7 @@ ICON = (
     "M4 12c0 1.700 3.600 3 8 3s8-1.300 8-3"
 )
 
+MOST_PASTED = 20_000_000  # characters; more is better uploaded
 OPEN_DATASET = "(id) => { if (id) window.location.assign('dataset?id=' + id); }"
 
 FORMATS = (
@@ -38,7 +40,23 @@ def build(service: Service) -> None:
     page_header("Datasets", "Drop in a file. Graft reads all of it and says what it is before anything is trained.")
     with card("drop-card"):
         file = gr.File(label="A file", show_label=False, elem_classes="drop", height=150, type="filepath")
-        markup('<p class="hint">CSV, TSV, JSON, JSONL, Parquet or plain text, up to 2 GB</p>')
+        markup(f'<p class="hint">{escape(supported())}, up to 2 GB</p>')
+        with gr.Accordion("Paste text", open=False, elem_classes="other-way"):
+            pasted = gr.Textbox(
+                label="Text",
+                info="A table with its column names, JSON, or plain text: what it is shows by itself.",
+                lines=6,
+                max_lines=14,
+                max_length=MOST_PASTED,
+                interactive=True,
+            )
+            paste = gr.Button("Use this text", elem_classes="fit")
+        with gr.Accordion("From the Hugging Face Hub", open=False, elem_classes="other-way"):
+            with gr.Row(elem_classes="form-grid"):
+                hub_id = gr.Textbox(label="Dataset", placeholder="owner/name", max_length=200, interactive=True)
+                config = gr.Textbox(label="Configuration (optional)", max_length=200, interactive=True)
+                split = gr.Textbox(label="Split (optional)", placeholder="train", max_length=200, interactive=True)
+            fetch = gr.Button("Fetch", elem_classes="fit")
         status = markup()
         notice = markup()
     found = markup()
@@ -49,15 +67,12 @@ def build(service: Service) -> None:
     opened = gr.Number(visible=False)
     latest = Latest()
 
-    @guarded(notice)
-    def add(request: gr.Request, path: str | None) -> Iterator[Shown]:
-        """The newest file counts: another one, or taking this one away, ends its reading."""
+    def taken(request: gr.Request, doing: str, news_of: Iterator[Progress | DatasetView]) -> Iterator[Shown]:
+        """The newest one counts: another one, or taking this one away, ends its reading."""
         newest = latest.begin(request)
-        if not path or not newest():
-            return
-        yield {opened: None, status: progress_html(0, "Reading the file")}
+        yield {opened: None, status: progress_html(0, doing)}
         try:
-            for news in service.datasets.add(Path(path), Path(path).name):
+            for news in news_of:
                 if not newest():
                     return
                 if isinstance(news, Progress):
@@ -71,6 +86,19 @@ def build(service: Service) -> None:
             raise
 
     @guarded(notice)
+    def add(request: gr.Request, path: str | None) -> Iterator[Shown]:
+        if path:
+            yield from taken(request, "Reading the file", service.datasets.add(Path(path), Path(path).name))
+
+    @guarded(notice)
+    def add_text(request: gr.Request, text: str) -> Iterator[Shown]:
+        yield from taken(request, "Reading the text", service.datasets.add_text(text))
+
+    @guarded(notice)
+    def add_from_hub(request: gr.Request, name: str, config: str, split: str) -> Iterator[Shown]:
+        yield from taken(request, "Asking the Hub", service.datasets.add_from_hub(name, config, split))
+
+    @guarded(notice)
     def take_away(request: gr.Request) -> Shown:
         latest.begin(request)
         return {status: ""}
@@ -80,9 +108,21 @@ def build(service: Service) -> None:
         return {found: datasets_html(service.datasets.list())}
 
     gr.on(None, show, inputs=[], outputs=[found, notice], show_progress="hidden", concurrency_limit=None)
-    file.upload(
-        add, file, [status, notice, opened, file], show_progress="hidden", concurrency_limit=4, trigger_mode="multiple"
-    ).then(None, opened, None, js=OPEN_DATASET)
+    shown = [status, notice, opened, file]
+    ways = (
+        file.upload(add, file, shown, show_progress="hidden", concurrency_limit=4, trigger_mode="multiple"),
+        paste.click(add_text, pasted, shown, show_progress="hidden", concurrency_limit=4),
+        gr.on(
+            [fetch.click, hub_id.submit, config.submit, split.submit],
+            add_from_hub,
+            [hub_id, config, split],
+            shown,
+            show_progress="hidden",
+            concurrency_limit=4,
+        ),
+    )
+    for way in ways:
+        way.then(None, opened, None, js=OPEN_DATASET)
     file.clear(take_away, None, [status, notice], show_progress="hidden", concurrency_limit=None)
 
     def take(name: str) -> Shown:
