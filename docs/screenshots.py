@@ -34,14 +34,17 @@ PAGES = {
     "datasets": "datasets",
     "dataset": "dataset?id=1",
     "train": "train?dataset=1",
+    "methods": "train?dataset=1&method=dora",
     "runs": "runs",
     "run": "run?id=1",
     "models": "models",
     "playground": "playground?chat=1",
     "samples": "samples",
+    "measures": "run?id=3",
+    "predict": "predict?adapter=3",
 }
 QUESTIONS = ("What is the capital of Italy?", "How do I bake a cake?")
-EXAMPLES = ("Pirate's cook", "Event facts as JSON")
+EXAMPLES = ("Pirate's cook", "Event facts as JSON", "Ticket topics")
 MOST_BYTES = 300_000
 
 
@@ -87,6 +90,7 @@ def take(browser: Browser, server: Server) -> None:
         for name, address in PAGES.items():
             page.goto(f"{server.url}/{address}")
             settle(page)
+            arrange(page, name)
             picture = Image.open(BytesIO(page.screenshot())).convert("RGB").quantize(192, dither=Image.Dither.NONE)
             file = TARGET / f"{name}-{look}.png"
             picture.save(file, optimize=True)
@@ -104,6 +108,20 @@ def settle(page: Page) -> None:
     expect(page.locator("[role=progressbar]:visible")).to_have_count(0, timeout=60_000)
     if "/dataset?" in page.url:
         page.locator(".tokens").first.wait_for()
+
+
+def arrange(page: Page, name: str) -> None:
+    """What stands one click or one scroll away, for pictures of it."""
+    if name == "methods":
+        page.get_by_text("More methods").click()
+        page.get_by_text("More methods").evaluate("element => element.scrollIntoView()")
+    elif name == "measures":
+        page.locator(".evaluation").evaluate("element => element.scrollIntoView()")
+    elif name == "predict":
+        page.locator(".try-examples button").first.click()
+        page.locator(".said .label-bars").first.wait_for()
+        page.evaluate("window.scrollTo(0, 0)")
+    page.wait_for_timeout(500)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import gradio as gr
 import pytest
 from pydantic import BaseModel, Field
 
-from app.forms import Form, widget
+from app.forms import Form, Forms, widget
 from jobs.errors import UserError
 from jobs.inference.sampling import Sampling
 from jobs.methods import all_methods
@@ -110,3 +110,28 @@ def test_a_type_without_a_widget_is_refused() -> None:
 
     with pytest.raises(TypeError, match="thing"):
         widget("thing", Strange.model_fields["thing"])
+
+
+METHODS = {name: type(method).Params for name, method in all_methods().items()}
+
+
+def test_alike_fields_of_several_models_share_one_widget() -> None:
+    forms = Forms(METHODS)
+    fields = sum(len(kind.model_fields) for kind in METHODS.values())
+    assert len(forms.components) < fields / 2
+    brought = [component.value for component in forms.components]
+    for name, kind in METHODS.items():
+        assert set(forms.values(name, brought)) == set(kind.model_fields)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_model_of_several_is_shown_and_read_back_whole(name: str) -> None:
+    forms = Forms(METHODS, apart=("targets",))
+    forms.draw_apart()
+    kind = METHODS[name]
+    shown = forms.show(name, {})
+    visible = [component for component in forms.components if shown[component]["visible"]]
+    assert len(visible) == len(kind.model_fields)
+    brought = [shown[component].get("value", component.value) for component in forms.components]
+    assert kind(**forms.values(name, brought)) == kind()
+    assert not any(change["visible"] for change in forms.show(None, {}).values())

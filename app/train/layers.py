@@ -19,14 +19,14 @@ FIELDS = tuple(TargetParams.model_fields)
 def layers_html(name: str, settings: dict[str, Any], shape: ModelShape) -> str:
     """The table of what is trained, and the guide; empty for a method that asks for no layers."""
     chosen = method(name)
-    table = getattr(chosen, "target_table", None)
-    if table is None:
-        return ""
     try:
-        rows: list[TargetRow] = table(type(chosen).Params(**settings), shape)
+        rows = chosen.target_table(type(chosen).Params(**settings), shape)
     except ValidationError:
         rows = []  # the summary says what is wrong
-    guide = _guide() if issubclass(type(chosen).Params, TargetParams) else ""
+    asks = issubclass(type(chosen).Params, TargetParams)
+    if not rows and not asks:
+        return ""
+    guide = _guide() if asks else ""
     return f'<div class="layers">{_table(rows, shape)}{guide}</div>'
 
 

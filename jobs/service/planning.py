@@ -103,12 +103,13 @@ class Planning:
         mapping = self._datasets.get(dataset_id).mapping if dataset_id else None
         rate = chosen.learning_rate(shape) * teaches.rate_scale
         training = {"learning_rate": float(f"{rate:.2g}"), **settings.training}
-        training["max_length"] = _usual_length(shape)
+        params = preset_params(chosen, settings)
+        training["max_length"] = _usual_length(shape, chosen.positions(type(chosen).Params(**params)))
         return Draft(
             base_model_id=base_model_id,
             dataset_id=dataset_id or 0,
             method=method,
-            method_params=preset_params(chosen, settings),
+            method_params=params,
             task=task,
             task_params=suggested(teaches, mapping, shape) if mapping and mapping.shape in teaches.shapes else {},
             training=TrainingParams(**training).model_dump(),
@@ -255,8 +256,9 @@ class Planning:
         )
 
 
-def _usual_length(shape: ModelShape) -> int:
-    return min(TrainingParams().max_length, shape.max_length)
+def _usual_length(shape: ModelShape, taken: int = 0) -> int:
+    """Tokens a row may have unless the person chooses; `taken`: places that the method needs for itself."""
+    return max(16, min(TrainingParams().max_length, shape.max_length - taken))
 
 
 def _try(problems: list[str], call: Any) -> Any:
