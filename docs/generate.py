@@ -1,4 +1,5 @@
-"""docs/methods.md from the registry of methods: `python -m docs.generate`. tests/test_docs.py fails where it is stale.
+"""docs/methods.md and docs/tasks.md from the registries: `python -m docs.generate`. tests/test_docs.py fails where they
+are stale.
 
 One function a page; a page is a list of lines. Imports no torch: sizes come from names and shapes of tensors.
 """
@@ -9,12 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from docs.shapes import shapes
 from jobs.fields import limits_of, number_text, title_of
 from jobs.hardware import Hardware
 from jobs.methods import all_methods
 from jobs.methods.base import Method
 from jobs.methods.targets import GUIDE
-from jobs.shape import ModelShape, shape_of
+from jobs.shape import ModelShape
+from jobs.tasks import all_tasks
+from jobs.tasks.base import Task
 
 HERE = Path(__file__).parent
 GPU = Hardware(device="cuda", name="GPU", memory_total=24 << 30, memory_free=23 << 30, cores=8, bf16=True)
@@ -31,7 +35,7 @@ NEEDED = {"trainable-tokens": {"tokens": "<|im_start|> <|im_end|>"}}
 
 
 def methods_page() -> list[str]:
-    shapes = dict(_shapes())
+    known = dict(shapes())
     lines = [
         "# Methods",
         "",
@@ -43,10 +47,10 @@ def methods_page() -> list[str]:
     groups: dict[str, list[Method]] = {}
     for chosen in all_methods().values():
         groups.setdefault(chosen.group, []).append(chosen)
-    head = ["Method", "Parameters", "Merges", "Slows", "Base weights", "Tasks", *shapes]
+    head = ["Method", "Parameters", "Merges", "Slows", "Base weights", "Tasks", *known]
     for group, members in groups.items():
         lines += ["", f"## {group}", "", _row(head), _row(["---"] * len(head))]
-        lines += [_row(_cells(chosen, shapes)) for chosen in members]
+        lines += [_row(_cells(chosen, known)) for chosen in members]
         lines += [""] + [f"- **{chosen.label}**: {chosen.help}" for chosen in members]
     lines += ["", "## Choosing layers", "", GUIDE.rstrip(), "", "## Settings"]
     for chosen in all_methods().values():
@@ -54,7 +58,59 @@ def methods_page() -> list[str]:
     return lines
 
 
-PAGES: dict[str, Callable[[], list[str]]] = {"methods.md": methods_page}
+def tasks_page() -> list[str]:
+    known = dict(shapes())
+    lines = [
+        "# Tasks",
+        "",
+        "Written by `make docs` from the tasks and methods themselves; change those, not this page.",
+        "",
+        "A dataset's shape is detected; docs/methods.md tells what each method is.",
+        "",
+        _row(["Task", "What it does", "Data", "Base models", "Tried in"]),
+        _row(["---"] * 5),
+    ]
+    tasks = all_tasks().values()
+    for task in tasks:
+        fits = [name for name, shape in known.items() if not task.check_model(task.Params(), shape)]
+        data = ", ".join(shape.value for shape in task.shapes)
+        lines.append(_row([task.label, task.help, data, ", ".join(fits), "the playground" if task.talks else "Try"]))
+    lines += [
+        "",
+        "## Which method goes with which task",
+        "",
+        "The kinds of base model that a method's defaults train for a task. tests/test_methods.py trains every method",
+        "on every kind: it attaches, counts, learns, resumes, reloads, merges where it merges, and answers.",
+        "",
+    ]
+    heads: dict[str, list[Task]] = {}  # to a method, tasks with the same head are one
+    for task in tasks:
+        heads.setdefault(task.peft_task_type, []).append(task)
+    columns = heads.values()
+    lines.append(_row(["Method", *("; ".join(task.label for task in column) for column in columns)]))
+    lines.append(_row(["---"] * (len(columns) + 1)))
+    for chosen in all_methods().values():
+        lines.append(_row([chosen.label, *(_kinds(chosen, column[0], known) for column in columns)]))
+    lines += ["", "## Settings"]
+    for task in tasks:
+        lines += ["", f"### {task.label}", "", *_settings(task)]
+    return lines
+
+
+PAGES: dict[str, Callable[[], list[str]]] = {"methods.md": methods_page, "tasks.md": tasks_page}
+
+
+def _kinds(chosen: Method, task: Task, known: dict[str, ModelShape]) -> str:
+    """The kinds of model on which the method trains the task."""
+    if task.peft_task_type not in chosen.task_types:
+        return "–"
+    params = type(chosen).Params(**NEEDED.get(chosen.name, {}))
+    fits = [
+        name
+        for name, shape in known.items()
+        if not task.check_model(task.Params(), shape) and not chosen.check(params, shape, GPU)
+    ]
+    return ", ".join(fits) or "–"
 
 
 def _cells(chosen: Method, shapes: dict[str, ModelShape]) -> list[str]:
@@ -76,13 +132,13 @@ def _base_weights(chosen: Method) -> str:
     field = type(chosen).Params.model_fields.get("base_weights")
     if field is None:
         return {"none": "full", "int8": "8-bit", "nf4": "4-bit"}[chosen.quantization(type(chosen).Params())]
-    shape = dict(_shapes())["Llama"]
+    shape = dict(shapes())["Llama"]
     params = type(chosen).Params(**NEEDED.get(chosen.name, {}))
     held = get_args(field.annotation)
     return ", ".join(h for h in held if not chosen.check(params.model_copy(update={"base_weights": h}), shape, GPU))
 
 
-def _settings(chosen: Method) -> Iterator[str]:
+def _settings(chosen: Method | Task) -> Iterator[str]:
     fields = type(chosen).Params.model_fields
     if not fields:
         yield "None."
@@ -114,90 +170,6 @@ def _allowed(field: Any) -> str:
 
 def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def _shapes() -> Iterator[tuple[str, ModelShape]]:
-    """One model of each kind, by the tensors that its files name: SmolLM2-135M, GPT-2, BERT base, T5 small."""
-    yield (
-        "Llama",
-        _shape(
-            {"model_type": "llama", "num_key_value_heads": 3, "architectures": ["LlamaForCausalLM"]},
-            (576, 1536, 30, 9, 49_152),
-            "model.embed_tokens",
-            {
-                "model.layers.{}.self_attn": {"q_proj": (576, 576), "k_proj": (192, 576), "v_proj": (192, 576)},
-                "model.layers.{}.self_attn.": {"o_proj": (576, 576)},
-                "model.layers.{}.mlp": {"gate_proj": (1536, 576), "up_proj": (1536, 576), "down_proj": (576, 1536)},
-                "model.layers.{}": {"input_layernorm": (576,), "post_attention_layernorm": (576,)},
-            },
-            {"model.norm.weight": (576,)},
-        ),
-    )
-    yield (
-        "GPT-2",
-        _shape(
-            {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
-            (768, 3072, 12, 12, 50_257),
-            "wte",
-            {
-                "h.{}.attn": {"c_attn": (768, 2304), "c_proj": (768, 768)},
-                "h.{}.mlp": {"c_fc": (768, 3072), "c_proj": (3072, 768)},
-                "h.{}": {"ln_1": (768,), "ln_2": (768,)},
-            },
-            {f"h.{n}.attn.c_attn.bias": (2304,) for n in range(12)},
-        ),
-    )
-    yield (
-        "BERT",
-        _shape(
-            {"model_type": "bert", "architectures": ["BertModel"]},
-            (768, 3072, 12, 12, 30_522),
-            "embeddings.word_embeddings",
-            {
-                "encoder.layer.{}.attention.self": {"query": (768, 768), "key": (768, 768), "value": (768, 768)},
-                "encoder.layer.{}.attention.output": {"dense": (768, 768), "LayerNorm": (768,)},
-                "encoder.layer.{}.intermediate": {"dense": (3072, 768)},
-                "encoder.layer.{}.output": {"dense": (768, 3072), "LayerNorm": (768,)},
-            },
-            {f"encoder.layer.{n}.output.dense.bias": (768,) for n in range(12)},
-        ),
-    )
-    stacks = {"encoder": (("SelfAttention",), 1), "decoder": (("SelfAttention", "EncDecAttention"), 2)}
-    blocks: dict[str, dict[str, tuple[int, ...]]] = {}
-    for stack, (attentions, last) in stacks.items():
-        for number, kind in enumerate(attentions):
-            blocks[f"{stack}.block.{{}}.layer.{number}.{kind}"] = dict.fromkeys("qkvo", (512, 512))
-        blocks[f"{stack}.block.{{}}.layer.{last}.DenseReluDense"] = {"wi": (2048, 512), "wo": (512, 2048)}
-        blocks[f"{stack}.block.{{}}.layer.{last}"] = {"layer_norm": (512,)}
-    yield (
-        "T5",
-        _shape(
-            {"model_type": "t5", "is_encoder_decoder": True, "architectures": ["T5ForConditionalGeneration"]},
-            (512, 2048, 6, 8, 32_128),
-            "shared",
-            blocks,
-            {},
-        ),
-    )
-
-
-def _shape(
-    config: dict[str, Any],
-    sizes: tuple[int, int, int, int, int],
-    embedding: str,
-    blocks: dict[str, dict[str, tuple[int, ...]]],
-    others: dict[str, tuple[int, ...]],
-) -> ModelShape:
-    hidden, _, layers, _, vocabulary = sizes
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    config = config | dict(zip(names, sizes, strict=True)) | {"max_position_embeddings": 2048}
-    tensors = {f"{embedding}.weight": (vocabulary, hidden), **others}
-    for layer in range(layers):
-        for parent, leaves in blocks.items():
-            for leaf, shape in leaves.items():
-                tensors[f"{parent.format(layer).rstrip('.')}.{leaf}.weight"] = shape
-    header = {name: {"dtype": "F32", "shape": list(shape)} for name, shape in tensors.items()}
-    return shape_of(config, header, has_chat_template=True)
 
 
 def main() -> None:
