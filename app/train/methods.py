@@ -38,9 +38,10 @@ element.addEventListener('change', event => {
 element.addEventListener('input', event => {
   if (event.target.matches('[data-filter]')) { words = event.target.value; filter(); }
 });
-element.addEventListener('toggle', event => {
-  if (event.target.matches('.more-methods')) open = event.target.open;
-}, true);
+element.addEventListener('click', event => { // a toggle event would come too late for a drawing in between
+  const more = event.target.closest('.more-methods > summary')?.parentElement;
+  if (more) open = !more.open;
+});
 element.addEventListener('focusin', event => { at = event.target.name === 'method' ? event.target.value : null; });
 new MutationObserver(changes => {
   const more = element.querySelector('.more-methods');
