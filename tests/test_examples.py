@@ -28,12 +28,14 @@ def rows(name: str) -> list[dict[str, Any]]:
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
 
 
 def pairs(example: Example) -> list[tuple[str, str]]:
     """(prompt, answer) of every row, read with the standard library alone."""
     text = example.path.read_text(encoding="utf-8")
+    if example.task == "orpo":
+        return [(row["prompt"], row["chosen"]) for row in rows(example.name)]
     if example.path.suffix == ".jsonl":
         return [
             tuple(turn["content"] for turn in json.loads(line)["messages"])  # type: ignore[misc]
@@ -101,6 +103,27 @@ def test_every_answer_stands_in_its_notice() -> None:
         assert row["context"][start : start + len(text)] == text
 
 
+def test_of_every_pair_the_better_answer_is_the_briefer_and_no_answer_comes_twice() -> None:
+    found = rows("kind-and-brief")
+    assert len(found) == 80
+    assert all(len(row["chosen"]) < len(row["rejected"]) for row in found)
+    assert len({row["chosen"] for row in found} | {row["rejected"] for row in found}) == 160
+
+
+def test_thumbs_are_up_for_two_steps_and_down_as_often() -> None:
+    found = rows("repair-thumbs")
+    assert Counter(row["thumb"] for row in found) == {"up": 40, "down": 40}
+    for row in found:
+        assert (row["answer"].startswith("First ") and ", then " in row["answer"]) == (row["thumb"] == "up")
+
+
+def test_formal_english_has_no_contractions_and_says_something_else() -> None:
+    found = rows("formal-english")
+    assert len({row["source"] for row in found}) == len({row["target"] for row in found}) == len(found) == 100
+    assert all("'" not in row["target"].replace("o'clock", "") for row in found)
+    assert all(row["source"] != row["target"] for row in found)
+
+
 def test_every_file_of_the_folder_is_in_the_index_and_in_its_readme() -> None:
     data = {path.name for path in FOLDER.iterdir()} - {"index.json", "README.md"}
     assert data == {example.file for example in EXAMPLES}
@@ -120,6 +143,9 @@ def test_each_example_is_detected_and_its_recipe_is_queued_as_written(home: Home
             "ticket-topics": Shape.LABELLED,
             "names-places-dates": Shape.TAGGED,
             "notice-board": Shape.EXTRACTIVE,
+            "kind-and-brief": Shape.PREFERENCE,
+            "repair-thumbs": Shape.FEEDBACK,
+            "formal-english": Shape.REWRITE,
         }
         for example in EXAMPLES:
             view = service.examples.add(example.name)
@@ -134,7 +160,8 @@ def test_each_example_is_detected_and_its_recipe_is_queued_as_written(home: Home
             assert run.spec.prompts == example.prompts
             assert (run.spec.task, run.spec.base_model.name) == (example.task, example.base_model)
             settings = run.spec.training.model_dump() | run.spec.method_params
-            for name, value in (example.training | example.method_params).items():
+            settings |= run.spec.task_params
+            for name, value in (example.training | example.method_params | example.task_params).items():
                 assert settings[name] == value
     finally:
         service.close()
