@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jobs.data import tokens
 from jobs.data.tokens import Offsets, tokenise
@@ -25,6 +26,11 @@ def tokenizer(kind: str) -> Any:
     if kind == "bytes, trimmed":  # offsets without the space before a word, as GPT-2's
         fast.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
         return fast
+    if kind == "bytes, some unknown":  # SmolLM2's: a byte without a token vanishes
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.train_from_iterator(SAID, trainers.BpeTrainer(vocab_size=200, special_tokens=["<|im_start|>"]))
+        return PreTrainedTokenizerFast(tokenizer_object=backend)
     if kind == "bytes, composed":  # Qwen's
         fast.backend_tokenizer.normalizer = normalizers.NFC()
         return fast
@@ -48,7 +54,15 @@ def tokenizer(kind: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
-KINDS = ("bytes", "bytes, trimmed", "bytes, composed", "bytes, begun and ended", "words", "pieces")
+KINDS = (
+    "bytes",
+    "bytes, trimmed",
+    "bytes, some unknown",
+    "bytes, composed",
+    "bytes, begun and ended",
+    "words",
+    "pieces",
+)
 
 
 @pytest.mark.parametrize("special", [True, False])
@@ -121,8 +135,9 @@ def test_tokens_added_later_are_counted_too() -> None:
     assert found._count([(7, 18)]) == found.trained([(7, 18)])  # type: ignore[attr-defined]
 
 
-def test_ordinary_answers_are_counted_without_asking() -> None:
-    tok = build_tokenizer()
+@pytest.mark.parametrize("own", [True, False])
+def test_ordinary_answers_are_counted_without_asking(own: bool, starter: Path) -> None:
+    tok = build_tokenizer() if own else AutoTokenizer.from_pretrained(starter)
     text = "<|im_start|>user\nthe fox é 🦊?<|im_end|>\n<|im_start|>assistant\nthe dog<|im_end|>\n"
     start = text.index("the dog")
     (found,) = tokenise(tok, [text], False)

@@ -241,7 +241,7 @@ def _make_byte_table(tokenizer: PreTrainedTokenizerBase) -> _ByteTable | None:
         return None
     vocabulary = backend.get_vocab(with_added_tokens=False)
     letters = set(_byte_letters())
-    if not letters <= vocabulary.keys():  # a byte without a token would be dropped
+    if model.unk_token and not letters <= vocabulary.keys():  # bytes without a token would become others, not vanish
         return None
     size = 1 + max([*vocabulary.values(), *added])
     lengths = np.full(size, _UNKNOWN, dtype=np.int64)
