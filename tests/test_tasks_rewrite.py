@@ -179,24 +179,28 @@ def test_a_run_learns_to_write_the_other_text(whole: Any) -> None:
     assert any(sample["predicted"].startswith("the quick") for sample in shown)
 
 
-def test_what_was_learned_is_written_in_the_playground(whole: Any) -> None:
-    import transformers
-    from peft import PeftModel
+def test_what_was_learned_is_written_when_asked(whole: Any) -> None:
+    from jobs.inference.predictor import Predictor
+    from jobs.spec import BaseModelRef
 
-    from jobs.training.objective import Setting
+    _, folder, files = whole
+    predictor = Predictor(BaseModelRef(name="Tiny", folder=folder))
+    written, _ = predictor.predict(files.adapter, [{"text": "fox 0"}, {"text": "captain 3"}])
+    assert [said.text.split()[:2] for said in written if isinstance(said, Written)] == [["the", "quick"]] * 2
+    alone, _ = predictor.predict(files.adapter, [{"text": "fox 0"}])
+    assert alone == written[:1], "its neighbour in the batch changes nothing"
 
-    name, folder, files = whole
-    each = task(name)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    base = getattr(transformers, each.auto_class).from_pretrained(folder)
-    model = PeftModel.from_pretrained(base, files.adapter).eval()
-    params = each.Params(instruction="Rewrite:", longest=12)
-    setting = Setting(params=params, labels=(), pad_token_id=0, tokenizer=tokenizer, max_length=64)
-    written = each.predict(model, [{"text": "fox 0"}, {"text": "captain 3"}], setting)
-    assert all(isinstance(said, Written) for said in written)
-    assert [said.text.split()[:2] for said in written] == [["the", "quick"]] * 2  # type: ignore[union-attr]
-    alone = each.predict(model, [{"text": "fox 0"}], setting)[0]
-    assert alone == written[0], "its neighbour in the batch changes nothing"
+
+def test_a_chosen_chat_template_is_used_when_asked(tmp_path: Path) -> None:
+    from jobs.inference.predictor import Predictor
+    from jobs.spec import BaseModelRef
+
+    plain = tiny.build_llama(tmp_path / "plain", template=None)
+    params = {"template": "ChatML", "longest": 4, "measured": 2}
+    files = run_of(tmp_path / "run", plain, "rewrite", task_params=params, training={"max_steps": 2})
+    assert (train_here(files).state, len(series(files, "chrf"))) == ("completed", 2)
+    (said,), _ = Predictor(BaseModelRef(name="Plain", folder=plain)).predict(files.adapter, [{"text": "fox 0"}])
+    assert isinstance(said, Written)
 
 
 def test_a_resumed_run_has_the_same_losses(whole: Any, tmp_path: Path) -> None:

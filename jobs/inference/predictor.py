@@ -18,6 +18,7 @@ import torch
 
 from jobs import tasks
 from jobs.card import AdapterCard, read_card
+from jobs.data.templates import with_template
 from jobs.errors import UserError
 from jobs.modules.config import read_config
 from jobs.modules.overlay import Resident
@@ -129,8 +130,10 @@ class _Again(contextlib.AbstractContextManager[Any]):
 
 
 def _setting(task: tasks.Task, card: AdapterCard, tokenizer: Any) -> Setting:
+    params = task.Params(**card.task_params)
+    tokenizer = with_template(tokenizer, params)
     return Setting(
-        params=task.Params(**card.task_params),
+        params=params,
         labels=card.labels,
         pad_token_id=load.pad_token_id(tokenizer),
         tokenizer=tokenizer,
