@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jobs.data.columns import ABSENT, ROLES, Mapping, Shape, column_paths, value_at, with_value
@@ -348,6 +349,23 @@ def test_scores_and_tags_come_as_numbers_and_words() -> None:
     mapping = mapped(Shape.TAGGED, tokens="w", tags="t")
     assert tagged({"w": ["EU", "and"], "t": [3, 0]}, mapping) == (["EU", "and"], ["3", "0"])
     assert tagged({"w": "EU and", "t": "['B-ORG', 'O']"}, mapping) == (["EU", "and"], ["B-ORG", "O"])
+
+
+@pytest.mark.parametrize(
+    ("words", "tags"),
+    [(["EU", "it's", 'a "b"'], ["B-ORG", "O", "O"]), (["EU", "and", "so"], [3, 0, 0]), (["EU"], ["B-ORG"])],
+)
+def test_a_list_is_the_same_however_pandas_wrote_it_into_a_csv(words: list[str], tags: list[Any]) -> None:
+    mapping = mapped(Shape.TAGGED, tokens="w", tags="t")
+    as_list = {"w": str(words), "t": str(tags)}
+    as_array = {"w": str(np.array(words)), "t": str(np.array(tags))}
+    assert tagged(as_list, mapping) == tagged(as_array, mapping) == (words, [str(tag) for tag in tags])
+
+
+def test_several_labels_may_be_an_array_that_pandas_wrote() -> None:
+    mapping = mapped(Shape.LABELLED, text="text", label="label")
+    assert labels_of({"label": "['joy' 'love']"}, mapping) == ("joy", "love")
+    assert labels_of({"label": "[1 2]"}, mapping) == ("1", "2")
 
 
 def test_a_column_may_be_a_path_into_one_that_holds_objects() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,10 @@ from jobs.data.conversation import conversation, text_of, tools
 from jobs.data.preferences import feedback_of, pair_of
 from jobs.data.turns import kind_of, whole
 from jobs.errors import RowProblem
+
+# A list as numpy prints it, and pandas writes it into a CSV: without commas, so that Python reads its texts as one.
+_PRINTED_ITEM = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d*)?"""
+_PRINTED = re.compile(rf"\[\s*(?:{_PRINTED_ITEM})(?:\s+(?:{_PRINTED_ITEM}))+\s*\]")
 
 
 @dataclass(frozen=True)
@@ -145,12 +150,14 @@ def _words(row: dict[str, Any], column: str) -> list[str]:
 
 
 def _listed(text: str) -> Any:
-    """The list that a text writes, as JSON or as Python prints it; the text itself where it writes none."""
+    """The list that a text writes, as JSON or as Python or numpy prints it; the text itself where it writes none."""
     try:
         return loads(text)
     except (ValueError, RecursionError):
         pass
     try:
+        if _PRINTED.fullmatch(text.strip()):
+            return [ast.literal_eval(item) for item in re.findall(_PRINTED_ITEM, text)]
         found = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return text
