@@ -50,6 +50,12 @@ def test_the_last_column_is_the_tag_and_comments_are_passed_over(tmp_path: Path,
     ]
 
 
+@pytest.mark.parametrize("text", ["#Paris\tB-LOC\nnow\tO\n", "# a comment\n#Paris NNP B-LOC\nnow RB O\n"])
+def test_a_hashtag_at_the_beginning_is_a_word(tmp_path: Path, text: str) -> None:
+    (row,) = rows_of(tmp_path, text, "posts.conll")[1]
+    assert row.values == {"tokens": ["#Paris", "now"], "tags": ["B-LOC", "O"]}
+
+
 def test_conll_u_gives_words_and_parts_of_speech(tmp_path: Path) -> None:
     lines = ["# text = Im Haus", "1-2\tIm\t_\t_\t_\t_\t_\t_\t_\t_", "1\tIn\tin\tADP\t_\t_\t3\tcase\t_\t_"]
     lines += ["2\tdem\tder\tDET\t_\t_\t3\tdet\t_\t_", "3\tHaus\tHaus\tNOUN\t_\t_\t0\troot\t_\t_", ""]

@@ -63,9 +63,9 @@ class _Sentences:
         if not line.strip():
             self.end()
             return
-        if line.startswith(_NOT_A_WORD) and not self._tokens:
-            return
         columns = _columns(line)
+        if line.startswith(_NOT_A_WORD) and not self._tokens and not _is_hashtag(columns, "\t" in line):
+            return
         if len(columns) < 2:
             self._problem = self._problem or f"a word has no tag (line {number:,})"
         if len(self._tokens) >= _MOST_WORDS:
@@ -91,6 +91,14 @@ class _Sentences:
         """The rows since the last call."""
         rows, self._rows = self._rows, []
         return rows
+
+
+def _is_hashtag(columns: list[str], by_tabs: bool) -> bool:
+    """Whether a line that begins with "#" is a word and its tag instead of a comment: posts begin with hashtags."""
+    word = columns[0]
+    if not word.startswith("#") or len(columns) < 2 or " " in word:
+        return False
+    return by_tabs or (_TAG.fullmatch(columns[-1]) is not None and (word != "#" or len(columns) == 2))
 
 
 def _columns(line: str) -> list[str]:
