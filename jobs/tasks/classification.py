@@ -133,7 +133,7 @@ class Classification(Task):
             "id2label": names,
             "label2id": {label: number for number, label in names.items()},
             "problem_type": "multi_label_classification" if setting.facts["several"] else "single_label_classification",
-            "pad_token_id": setting.pad_token_id,  # by it a decoder's head finds the last token
+            "pad_token_id": setting.pad_token_id,  # without one a decoder's head refuses a batch
             "ignore_mismatched_sizes": True,  # a base model that has a classifier of its own gets a new one
         }
 
@@ -159,19 +159,21 @@ class Classification(Task):
         """Cross entropy; with several labels the mean over them of each one's own. Appends each row's probabilities."""
         import torch
 
-        logits = reading.read(model, batch).logits.float()
-        weights = torch.tensor(_weights(setting), device=logits.device) if setting.params.balance else None
+        logits = reading.judged(model, batch)
+        scale = None
+        if setting.params.balance:
+            scale = torch.tensor(weights(setting.labels, setting.facts), device=logits.device)
         functional = torch.nn.functional
         if setting.facts["several"]:
             if predictions is not None:
                 predictions += logits.sigmoid().tolist()
             losses = functional.binary_cross_entropy_with_logits(
-                logits, batch["labels"], pos_weight=weights, reduction="none"
+                logits, batch["labels"], pos_weight=scale, reduction="none"
             )
             return losses.mean(1).sum()
         if predictions is not None:
             predictions += logits.softmax(1).tolist()
-        return functional.cross_entropy(logits, batch["labels"], weight=weights, reduction="sum")
+        return functional.cross_entropy(logits, batch["labels"], weight=scale, reduction="sum")
 
     def score(self, loss: float, predictions: list[Any], rows: Sequence[Row], setting: Setting) -> Scores:
         from jobs.tasks import measures
@@ -204,13 +206,13 @@ class Classification(Task):
         return _prediction([counts.get(label, 0) / max(1, rows) for label in setting.labels], setting)
 
 
-def _weights(setting: Setting) -> list[float]:
+def weights(labels: Sequence[str], facts: dict[str, Any]) -> list[float]:
     """How much each label counts in the loss. One label a text: as scikit-learn's "balanced", whose mean over the rows
     is 1. Several: how many rows lack it for each that has it."""
-    rows, counts = setting.facts["rows"], setting.facts["counts"]
-    if setting.facts["several"]:
-        return [min(_MOST_WEIGHT, (rows - counts[label]) / counts[label]) for label in setting.labels]
-    return [min(_MOST_WEIGHT, rows / (len(counts) * counts[label])) for label in setting.labels]
+    rows, counts = facts["rows"], facts["counts"]
+    if facts["several"]:
+        return [min(_MOST_WEIGHT, (rows - counts[label]) / counts[label]) for label in labels]
+    return [min(_MOST_WEIGHT, rows / (len(counts) * counts[label])) for label in labels]
 
 
 def _chosen(probabilities: Sequence[float], setting: Setting) -> list[str]:

@@ -67,14 +67,14 @@ def _per_label(given: Any, chosen: Any, labels: Sequence[str]) -> list[dict[str,
     ]
 
 
-def tags(given: list[list[str]], chosen: list[list[str]]) -> Measured:
+def tags(given: list[list[str]], chosen: list[list[str]], labels: Sequence[str]) -> Measured:
     """Whole entities by seqeval where the tags are BIO's: right only with the right ends and the right type. Tags of
     another kind (parts of speech) are single labels."""
     from sklearn.metrics import accuracy_score, f1_score
 
     flat = [tag for row in given for tag in row], [tag for row in chosen for tag in row]
     values = {"accuracy": float(accuracy_score(*flat))}
-    if not marks_entities({*flat[0], *flat[1]}):
+    if not marks_entities(set(labels)):
         values["macro_f1"] = float(f1_score(*flat, average="macro", zero_division=0))
         return values, {"per_label": _per_label(*flat, sorted({*flat[0], *flat[1]}))}
     from seqeval.metrics import classification_report

@@ -123,20 +123,29 @@ def collate(rows: Sequence[Row], setting: Setting) -> dict[str, torch.Tensor]:
 
 def read(model: Any, batch: dict[str, torch.Tensor]) -> Any:
     """The model's output for the inputs that `collate` made; what else the batch holds is the loss's."""
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return model(**{name: batch[name] for name in names if name in batch})
+
+
+def judged(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the head says of each whole text: [rows, outputs], in 32 bits.
+
+    A decoder's head is applied to every token and read at the last. transformers finds that by the padding's id, and
+    beside virtual tokens, where it gets no ids, it takes padding for the last token: here it is found by length.
+    """
     import torch
 
-    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch]
-    inputs = {name: batch[name] for name in names}
-    config = getattr(model, "active_peft_config", None)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if getattr(config, "is_prompt_learning", False) and hasattr(base, "score"):
-        # A decoder's head reads the last token, which it finds by the padding's id; beside virtual tokens it gets no
-        # ids and takes the last column. Padding goes to the left, so that both are the same.
-        width = batch["input_ids"].shape[1]
-        room = width - batch["attention_mask"].sum(1, keepdim=True)
-        order = (torch.arange(width, device=room.device)[None] - room) % width
-        inputs = {name: value.gather(1, order) for name, value in inputs.items()}
-    return model(**inputs)
+    if not hasattr(base, "score"):
+        return read(model, batch).logits.float()
+    heard: list[torch.Tensor] = []
+    handle = base.score.register_forward_hook(lambda module, given, output: heard.append(output))
+    try:
+        read(model, batch)
+    finally:
+        handle.remove()
+    last = batch["attention_mask"].sum(1) - 1
+    return per_token(heard[-1], batch)[torch.arange(len(last), device=last.device), last].float()
 
 
 def per_token(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -206,7 +215,7 @@ def outputs(
     )
     rows = [as_row(shorten(tokens, setting.max_length)) for tokens, _ in encoded]
     found = [
-        read(model, on_device(collate(rows[start : start + _TOGETHER], setting), model)).logits.float().cpu()
+        judged(model, on_device(collate(rows[start : start + _TOGETHER], setting), model)).cpu()
         for start in range(0, len(rows), _TOGETHER)
     ]
     return torch.cat(found)

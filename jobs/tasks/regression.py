@@ -70,7 +70,7 @@ class Regression(Task):
         return {
             "num_labels": 1,
             "problem_type": "regression",
-            "pad_token_id": setting.pad_token_id,  # by it a decoder's head finds the last token
+            "pad_token_id": setting.pad_token_id,  # without one a decoder's head refuses a batch
             "ignore_mismatched_sizes": True,
         }
 
@@ -89,7 +89,7 @@ class Regression(Task):
         self, model: Any, batch: dict[str, torch.Tensor], setting: Setting, predictions: list[Any] | None = None
     ) -> torch.Tensor:
         """Squared error in deviations. Appends each row's number in the data's units."""
-        said = reading.read(model, batch).logits.float().squeeze(1)
+        said = reading.judged(model, batch).squeeze(1)
         if predictions is not None:
             predictions += _in_units(said.tolist(), setting)
         return (said - batch["labels"]).square().sum()

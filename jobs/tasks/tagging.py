@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -171,7 +172,7 @@ class Tagging(Task):
 
         given = [[tag for tag in row.target if tag] for row in rows]
         chosen = [[setting.labels[place] for place, _ in words] for words in predictions]
-        values, details = measures.tags(given, chosen)
+        values, details = measures.tags(given, chosen, setting.labels)
         details["samples"] = [
             _sample(row, given[place], chosen[place], [p for _, p in predictions[place]], setting)
             for place, row in reading.by_number(rows, setting)
@@ -184,12 +185,22 @@ class Tagging(Task):
         for given in inputs:
             text = reading.given_text(given, "text")
             words = [match.span() for match in _WORD.finditer(text)]
-            said: list[tuple[str, float]] = []
-            for piece in _pieces(setting, [text[start:end] for start, end in words]):
-                said += self._say(model, piece, setting)
+            said = self._say_all(model, [text[start:end] for start, end in words], setting)
             tags, sure = [tag for tag, _ in said], [confidence for _, confidence in said]
             found.append(Spans(text=text, spans=tuple(spans(text, words, tags, sure, setting.labels))))
         return found
+
+    def _say_all(self, model: Any, words: list[str], setting: Setting) -> list[tuple[str, float]]:
+        """(tag, probability) of each word, from the piece that has most of the text around it."""
+        said = [(OUTSIDE, 1.0)] * len(words)
+        around = [-1] * len(words)  # words between it and its piece's nearer end
+        for first, after in _pieces(setting, words):
+            for word, one in enumerate(self._say(model, words[first:after], setting), start=first):
+                before = len(words) if first == 0 else word - first
+                behind = len(words) if after == len(words) else after - 1 - word
+                if min(before, behind) > around[word]:
+                    said[word], around[word] = one, min(before, behind)
+        return said
 
     def _say(self, model: Any, words: list[str], setting: Setting) -> list[tuple[str, float]]:
         """(tag, probability) of each word; a word that the tokenizer makes nothing of is outside."""
@@ -243,21 +254,30 @@ def _encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[list[str], 
         yield replace(encoded, trained=[bool(tag) for tag in target], target=target)
 
 
-def _pieces(setting: Setting, words: list[str]) -> Iterator[list[str]]:
-    """The words in pieces that the model can read at once."""
+def _pieces(setting: Setting, words: list[str]) -> list[tuple[int, int]]:
+    """(first word, word after the last) of the pieces that the model reads, each half of which the next one repeats.
+
+    One piece where it can read all at once.
+    """
     encoded = next(_encode(setting.tokenizer, [(words, [str(place) for place in range(len(words))])]))
     if len(encoded.input_ids) <= setting.max_length:
-        yield words
-        return
+        return [(0, len(words))]
     room = max(1, setting.max_length - 4)  # special tokens, and what a word costs more at a piece's beginning
-    begins = {int(word): place for place, word in enumerate(encoded.target) if word}
-    first = 0
-    for word, place in begins.items():
-        after = begins.get(word + 1, len(encoded.input_ids))
-        if word > first and after - begins.get(first, place) > room:
-            yield words[first:word]
-            first = word
-    yield words[first:]
+    begins = [len(encoded.input_ids)] * (len(words) + 1)  # of each word among the tokens
+    for place, word in enumerate(encoded.target):
+        if word:
+            begins[int(word)] = place
+    for word in reversed(
+        range(len(words))
+    ):  # a word that the tokenizer makes nothing of begins where the next one does
+        begins[word] = min(begins[word], begins[word + 1])
+    pieces, first = [], 0
+    while True:
+        after = max(first + 1, bisect.bisect_right(begins, begins[first] + room) - 1)
+        pieces.append((first, min(after, len(words))))
+        if after >= len(words):
+            return pieces
+        first += max(1, (after - first) // 2)
 
 
 def spans(
