@@ -115,3 +115,12 @@ def test_the_validation_split_never_takes_the_last_training_row(rows: int, perce
 )
 def test_steps_are_counted_as_the_trainer_counts_them(settings: dict, steps: int) -> None:
     assert TrainingParams(batch_size=4, **settings).steps(98) == steps
+
+
+def test_what_a_method_cannot_train_with_is_told(service: Service, draft: Draft) -> None:
+    prefix = draft.model_copy(update={"method": "prefix-tuning", "method_params": {"tokens": 30}})
+    assert service.planning.plan(changed(prefix, max_length=256)).problems == ()
+    (problem,) = service.planning.plan(changed(prefix, max_length=256, recompute=True)).problems
+    assert "You set Recompute activations, but Prefix tuning cannot train with it" in problem
+    (problem,) = service.planning.plan(changed(prefix, max_length=500)).problems
+    assert "at most 512 tokens, and Prefix tuning takes 30 of them" in problem

@@ -46,7 +46,7 @@ class FourierFT(LayerMethod):
         return params.frequencies
 
     def held_memory(self, params: Params, shape: ModelShape, recompute: bool) -> int:
-        return whole_differences(self.modules(params, shape.linears), 1, recompute)
+        return whole_differences(self.modules(params, shape.linears), 3, recompute)
 
     def check(self, params: Params, shape: ModelShape, hardware: Hardware) -> list[str]:
         problems = super().check(params, shape, hardware)

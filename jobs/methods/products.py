@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from peft import LoHaConfig, LoKrConfig, MissConfig
 
 
-def whole_differences(modules: list[LinearModule], copies: int, recompute: bool) -> int:
-    """Bytes of `copies` matrices of each layer's own size, kept for the backward pass."""
-    each = [4 * copies * m.in_features * m.out_features for m in modules]
+def whole_differences(modules: list[LinearModule], copies: float, recompute: bool) -> int:
+    """Bytes of `copies` matrices of each layer's own size, kept for the backward pass: how many was measured."""
+    each = [int(4 * copies * m.in_features * m.out_features) for m in modules]
     return max(each, default=0) if recompute else sum(each)
 
 
@@ -43,7 +43,7 @@ class LoHa(LayerMethod):
         return 2 * params.r * (module.in_features + module.out_features)
 
     def held_memory(self, params: Params, shape: ModelShape, recompute: bool) -> int:
-        return whole_differences(self.modules(params, shape.linears), 2, recompute)
+        return whole_differences(self.modules(params, shape.linears), 2.4, recompute)
 
     def learning_rate(self, shape: ModelShape) -> float:
         return 2e-3 if shape.parameters < 1_500_000_000 else 5e-4
@@ -95,7 +95,7 @@ class LoKr(LayerMethod):
         return few_in * few_out + params.r * (many_in + many_out)
 
     def held_memory(self, params: Params, shape: ModelShape, recompute: bool) -> int:
-        return whole_differences(self.modules(params, shape.linears), 1, recompute)
+        return whole_differences(self.modules(params, shape.linears), 2.75, recompute)
 
     def learning_rate(self, shape: ModelShape) -> float:
         return 5e-3 if shape.parameters < 1_500_000_000 else 1e-3

@@ -125,7 +125,7 @@ class BOFT(LayerMethod):
 class HRA(LayerMethod):
     name = "hra"
     label = "HRA"
-    help = "Turns each layer's inputs by a chain of mirrors: between LoRA and OFT."
+    help = "Turns each layer's inputs by a chain of mirrors: between LoRA and OFT. Slow, and hungry for memory."
     group = "Rotations"
     order = 320
     transposed = False
@@ -145,8 +145,8 @@ class HRA(LayerMethod):
 
     def held_memory(self, params: Params, shape: ModelShape, recompute: bool) -> int:
         modules = self.modules(params, shape.linears)
-        each = [4 * m.in_features * (params.r * m.in_features + m.out_features) for m in modules]
-        return max(each, default=0) if recompute else sum(each)  # the weight after each mirror
+        each = [4 * m.in_features * (2 * params.r * m.in_features + m.out_features) for m in modules]
+        return max(each, default=0) if recompute else sum(each)  # each mirror as a matrix, and their product so far
 
     def check(self, params: Params, shape: ModelShape, hardware: Hardware) -> list[str]:
         problems = super().check(params, shape, hardware)

@@ -63,7 +63,7 @@ class IA3(LayerMethod):
         return module.in_features if _leads_back(module) else module.out_features
 
     def learning_rate(self, shape: ModelShape) -> float:
-        return 2e-2 if shape.parameters < 1_500_000_000 else 5e-3
+        return 3e-2 if shape.parameters < 1_500_000_000 else 5e-3
 
     def config(self, params: Any, target_modules: list[str], context: Context) -> IA3Config:
         from peft import IA3Config
