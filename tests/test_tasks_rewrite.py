@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.data.columns import Mapping, Shape
-from jobs.errors import RowProblem
+from jobs.errors import RowProblem, UserError
 from jobs.events import Evaluation
 from jobs.rundir import RunFiles
 from jobs.shape import read_shape
@@ -189,6 +189,16 @@ def test_what_was_learned_is_written_when_asked(whole: Any) -> None:
     assert [said.text.split()[:2] for said in written if isinstance(said, Written)] == [["the", "quick"]] * 2
     alone, _ = predictor.predict(files.adapter, [{"text": "fox 0"}])
     assert alone == written[:1], "its neighbour in the batch changes nothing"
+
+
+def test_a_text_that_is_too_long_is_refused_whole(tiny_t5: Path) -> None:
+    from transformers import AutoTokenizer
+
+    for name, tokenizer in (("rewrite", tiny.build_tokenizer()), ("seq2seq", AutoTokenizer.from_pretrained(tiny_t5))):
+        chosen = task(name)
+        setting: Any = SimpleNamespace(tokenizer=tokenizer, params=chosen.Params(), max_length=16)
+        with pytest.raises(UserError, match="was trained with at most 16"):
+            chosen.predict(None, [{"text": "fox " * 20}], setting)
 
 
 def test_a_chosen_chat_template_is_used_when_asked(tmp_path: Path) -> None:

@@ -67,11 +67,14 @@ class _Rewriting(Task):
         from jobs.training.writing import write_all
 
         try:
-            prompts = [
-                self.prompt(given["text"], setting.tokenizer, setting.params)[: setting.max_length] for given in inputs
-            ]
+            prompts = [self.prompt(given["text"], setting.tokenizer, setting.params) for given in inputs]
         except RowProblem as problem:
             raise UserError(f"This text cannot be used: {problem}.") from problem
+        if (longest := max(map(len, prompts))) > setting.max_length:  # cut, it would lose what asks for the answer
+            raise UserError(
+                f"This text is {longest:,} tokens long with its instruction, and the model was trained with at most "
+                f"{setting.max_length:,}. Shorten it, or give it in parts."
+            )
         written = write_all(model, setting.tokenizer, prompts, setting.params.longest)
         return [Written(text=text.strip()) for text in written]
 
