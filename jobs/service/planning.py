@@ -135,7 +135,7 @@ class Planning:
         mapping = dataset.mapping if dataset else None
         if dataset and not mapping:
             problems.append(f"Graft could not tell what the columns of {dataset.name!r} mean. Choose them on its page.")
-        if task and mapping and base:
+        if task and task_params and mapping and base:
             if mapping.shape not in task.shapes:
                 problems.append(
                     f"You set the task to {task.label}, but {dataset.name!r} holds "  # type: ignore[union-attr]
@@ -284,7 +284,7 @@ def _bad_rows(check: Preflight, training: TrainingParams) -> list[str]:
     first = check.bad[0]
     return [
         f"{check.bad_rows:,} of {check.rows:,} rows cannot be used (row {first.row}: {first.reason}). "
-        "Choose to leave them out, or mend the file and upload it again."
+        "Choose to leave them out, or mend them: the dataset's page shows what helps."
     ]
 
 

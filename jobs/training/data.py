@@ -53,7 +53,8 @@ def encode_rows(
             except RowProblem as bad:
                 if not spec.training.leave_out_bad_rows:
                     raise UserError(
-                        f"Row {number:,} cannot be used: {bad}. Mend it in the file, or turn on Leave out bad rows."
+                        f"Row {number:,} cannot be used: {bad}. Mend it on the dataset's page, or turn on "
+                        "Leave out bad rows."
                     ) from bad
                 left_out += 1
                 logger.warning("Row %d is left out: %s", number, bad)
