@@ -17,40 +17,43 @@ from jobs.methods import all_methods
 from jobs.service.planning import MethodChoice
 
 _ON_LOAD = """
-let words = '', open = null, at = null, chosen = null; // what the person did stays when the server draws the cards anew
-const filter = () => {
-  const more = element.querySelector('.more-methods'), wanted = words.toLowerCase().split(/\\s+/).filter(Boolean);
-  if (!more) return;
-  for (const group of more.querySelectorAll('.method-group')) {
-    for (const one of group.querySelectorAll('.method')) {
-      const text = (group.dataset.group + ' ' + one.textContent).toLowerCase();
-      one.hidden = !wanted.every(word => text.includes(word));
-    }
-    group.hidden = !group.querySelector('.method:not([hidden])');
+let open = null, chosen = null; // what the person did stays when the server draws the cards anew
+const restore = () => {
+  const more = element.querySelector('.more-methods');
+  if (chosen && element.querySelector(`input[value="${chosen}"]`)) {
+    element.querySelector(`input[value="${chosen}"]`).checked = true;
   }
-  more.querySelector('.no-method').hidden = Boolean(more.querySelector('.method-group:not([hidden])'));
+  if (!more) return;
+  if (open !== null && more.open !== open) more.open = open;
+  const words = more.querySelector('[data-filter]').value.toLowerCase().split(/\\s+/).filter(Boolean);
+  const hide = (one, hidden) => { if (one.hidden !== hidden) one.hidden = hidden; };
+  let none = true;
+  for (const group of more.querySelectorAll('.method-group')) {
+    let any = false;
+    for (const one of group.querySelectorAll('.method')) {
+      const text = (group.dataset.group + " " + one.textContent).toLowerCase();
+      const fits = words.every(word => text.includes(word));
+      hide(one, !fits);
+      any ||= fits;
+    }
+    hide(group, !any);
+    none &&= !any;
+  }
+  hide(more.querySelector('.no-method'), !none);
 };
 element.addEventListener('change', event => {
   if (event.target.name !== 'method') return;
   chosen = event.target.value;
   trigger('click', {action: 'choose', id: 0, value: chosen});
 });
-element.addEventListener('input', event => {
-  if (event.target.matches('[data-filter]')) { words = event.target.value; filter(); }
-});
+element.addEventListener('input', event => { if (event.target.matches('[data-filter]')) restore(); });
 element.addEventListener('click', event => { // a toggle event would come too late for a drawing in between
   const more = event.target.closest('.more-methods > summary')?.parentElement;
   if (more) open = !more.open;
 });
-element.addEventListener('focusin', event => { at = event.target.name === 'method' ? event.target.value : null; });
-new MutationObserver(changes => {
-  const more = element.querySelector('.more-methods');
-  if (!more || !changes.some(change => [...change.addedNodes].some(node => node.querySelector?.('.method')))) return;
-  if (open !== null) more.open = open;
-  if (chosen) element.querySelector(`input[value="${chosen}"]`).checked = true;
-  if (words) { more.querySelector('[data-filter]').value = words; filter(); }
-  if (at && document.activeElement === document.body) element.querySelector(`input[value="${at}"]`)?.focus();
-}).observe(element, {childList: true, subtree: true});
+new MutationObserver(restore).observe(element, {
+  childList: true, subtree: true, attributes: true, attributeFilter: ['open', 'hidden', 'checked'],
+});
 """
 
 
