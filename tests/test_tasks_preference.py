@@ -339,6 +339,12 @@ def test_no_prompt_is_mated_with_an_answer_of_its_own_and_thumbs_weigh_the_same(
     assert (bad, good) == pytest.approx((2.0, 2 / 3))
 
 
+def test_every_good_answer_is_held_against_every_bad_one() -> None:
+    predictions = [(True, 0.5), (False, 0.5), (False, -1.0), (True, 2.0), (False, 3.0)]
+    values = task("kto").score(0.0, predictions, [], SimpleNamespace()).values  # type: ignore[arg-type]
+    assert values["preference_accuracy"] == pytest.approx(3 / 6), "alike is not above"
+
+
 def run_of(folder: Path, model: Path, name: str, **over: Any) -> RunFiles:
     pairs = over.pop("pairs", name != "kto")
     dataset = DatasetRef(

@@ -5,6 +5,7 @@ The formula is TRL 1.16's, held against it in tests/test_tasks_preference.py.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -191,7 +192,8 @@ class KTO(Task):
         if good and bad:
             values["reward_margin"] = mean(good) - mean(bad)
             # How often a good answer stands above a bad one: every one against every other.
-            values["preference_accuracy"] = mean([float(up > down) for up in good for down in bad])
+            bad.sort()
+            values["preference_accuracy"] = mean([bisect.bisect_left(bad, up) / len(bad) for up in good])
         return Scores(loss, values)
 
 
