@@ -150,7 +150,7 @@ def build(service: Service) -> None:
         takes = all_tasks()[name].inputs
         given = {each: text or "" for each, text in zip(boxes, texts, strict=True) if each in takes}
         heads = {str(head.adapter.id): head for head in service.predictions.adapters(name)}
-        waiting = [heads[each].adapter.name for each in chosen if each in heads]
+        waiting = [heads[each].adapter for each in chosen if each in heads]
         answers: list[Answered] = []
         for news in service.predictions.ask([int(each) for each in chosen], [given]):
             if not newest():
@@ -158,7 +158,7 @@ def build(service: Service) -> None:
             if isinstance(news, Answered):
                 answers.append(news)
             status = news.text if isinstance(news, Status) else "Reading"
-            left = [each for each in waiting if each not in [answer.name for answer in answers]]
+            left = [each.name for each in waiting if each.id not in [answer.adapter_id for answer in answers]]
             yield {said: answers_html(answers, left, status, given)}
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
