@@ -182,6 +182,7 @@ def test_of_files_that_differ_the_largest_group_is_read_and_the_rest_is_named(tm
     book = write_workbook(tmp_path / "book.xlsx", {"One": QA}).read_bytes()
     files: dict[str, bytes | str] = {
         "README.md": "# About",
+        "notes.md": "# Notes",
         "a.csv": csv(*[("a", "b")] * 600),
         "b.xlsx": book,
         "../../evil.csv": csv(("e", "f")),
@@ -192,7 +193,8 @@ def test_of_files_that_differ_the_largest_group_is_read_and_the_rest_is_named(tm
     assert len(rows) == 603
     said = " ".join(reading.notes)
     assert "3 files are read one after another: evil.csv, a.csv, b.xlsx." in said
-    assert "README.md has other columns and is not read; upload it alone." in said
+    assert "notes.md has other columns and is not read; upload it alone." in said
+    assert "README.md tells about the data and is not read." in said
     assert "inner.zip is an archive within the archive" in said
     assert "photo.png is a binary file" in said
     assert {item.name for item in tmp_path.iterdir()} == {"a.zip", "book.xlsx"}

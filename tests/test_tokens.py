@@ -128,9 +128,9 @@ def test_a_tokenizer_that_changes_the_text_is_asked_instead(change: Any) -> None
 def test_tokens_added_later_are_counted_too() -> None:
     tok = build_tokenizer()
     text = "the fox<new token>jumps"
-    assert tokenise(tok, [text], False)[0].trained([(7, 18)]) is not None
+    assert tokenise(tok, [text, text], False)[0].trained([(7, 18)]) is not None
     tok.add_tokens(["<new token>"])
-    (found,) = tokenise(tok, [text], False)
+    found, _ = tokenise(tok, [text, text], False)
     assert found.trained([(7, 18)]) == [start == 7 for start, _ in found.offsets]
     assert found._count([(7, 18)]) == found.trained([(7, 18)])  # type: ignore[attr-defined]
 
@@ -140,7 +140,7 @@ def test_ordinary_answers_are_counted_without_asking(own: bool, starter: Path) -
     tok = build_tokenizer() if own else AutoTokenizer.from_pretrained(starter)
     text = "<|im_start|>user\nthe fox é 🦊?<|im_end|>\n<|im_start|>assistant\nthe dog<|im_end|>\n"
     start = text.index("the dog")
-    (found,) = tokenise(tok, [text], False)
+    found, _ = tokenise(tok, [text, text], False)
     assert sum(found._count([(start, len(text) - 1)]) or ()) == sum(  # type: ignore[attr-defined]
         start <= place < len(text) - 1 for place, _ in found.offsets
     )

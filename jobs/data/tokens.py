@@ -46,7 +46,9 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool
     """Every text's tokens, on every core. `special`: the tokenizer adds its own beginning and end, but no second end
     token where the text has one."""
     backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
-    table = None if special and backend.num_special_tokens_to_add(False) else _byte_table(tokenizer)
+    # A single text is a preview's, which wants the offsets anyway.
+    asked = len(texts) == 1 or (special and backend.num_special_tokens_to_add(False))
+    table = None if asked else _byte_table(tokenizer)
     if table and not backend.truncation and not backend.padding:
         encodings = backend.encode_batch_fast(texts, add_special_tokens=special)
         return [_Counted(tokenizer, table, text, encoding.ids) for text, encoding in zip(texts, encodings, strict=True)]

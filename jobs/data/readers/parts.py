@@ -1,20 +1,22 @@
 """Several files as one dataset: what an archive holds, or a dataset on the Hub.
 
 Files with the same columns are read one after another. Where they differ, the largest group is read and the rest is
-named.
+named, as are a README and its like beside other files.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from jobs.data.encodings import check_encoding
 from jobs.data.readers.base import Reading, Row
 from jobs.errors import UserError
 
 _NAMED = 5  # files in a note
+_ABOUT = re.compile(r"(readme|licen[cs]e|notice|changelog|citation)\b.*\.(md|markdown|txt)$", re.IGNORECASE)
 _OPEN_FORMATS = ("json", "jsonl")  # whose rows need not all have every column
 
 
@@ -42,7 +44,9 @@ def part_blocks(parts: list[Part], reading: Reading, unreadable: list[str]) -> I
             unreadable.append(str(error))
     if not readable:
         raise UserError(*(unreadable or [f"{reading.filename} holds no file that can be read."]))
-    chosen, rest = _largest_group(readable)
+    about = [part for part in readable if _ABOUT.match(PurePosixPath(part.name).name)]
+    chosen, rest = _largest_group([part for part in readable if part not in about] or about)
+    about = [part for part in about if part not in chosen]
     total = sum(part.size for part in chosen)
     done = number = 0
 
@@ -69,6 +73,9 @@ def part_blocks(parts: list[Part], reading: Reading, unreadable: list[str]) -> I
     if rest:
         have = "has other columns and is" if len(rest) == 1 else "have other columns and are"
         reading.notes.append(f"{_listed(rest)} {have} not read; upload {'it' if len(rest) == 1 else 'them'} alone.")
+    if about:
+        are = "tells about the data and is" if len(about) == 1 else "tell about the data and are"
+        reading.notes.append(f"{_listed(about)} {are} not read.")
     reading.notes += unreadable[:_NAMED]
 
 
