@@ -87,11 +87,10 @@ class Checks:
             yield news
 
     def _key(self, draft: Draft) -> str:
-        mapping = self._service.datasets.get(draft.dataset_id).mapping
+        view = self._service.datasets.get(draft.dataset_id)
         return json.dumps(
             [
-                draft.dataset_id,
-                mapping.model_dump(mode="json") if mapping else None,
+                view.model_dump(mode="json", include={"fingerprint", "mapping", "mends"}),  # as its rows are read now
                 draft.base_model_id,
                 draft.task,
                 draft.task_params,

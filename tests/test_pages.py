@@ -24,6 +24,7 @@ from app.train.summary import check_line_html
 from jobs.errors import UserError
 from jobs.service import Service
 from jobs.service.datasets import BadRow, DatasetView, Preflight, RowPreview, Segment
+from jobs.service.mending import MendRef
 from jobs.service.planning import Draft
 from jobs.service.playground import AnswerView, Delta
 from storage.files import Home
@@ -332,5 +333,7 @@ def test_a_data_check_is_remembered_until_its_settings_change(home: Home, tiny_l
         assert checks.get(draft.model_copy(update={"training": {**draft.training, "max_length": 33}})) is None
         plan = service.planning.plan(draft, checks.get(draft))
         assert any("leave them out" in problem for problem in plan.problems)
+        service.mending.apply(dataset.id, MendRef(name="drop_bad"))
+        assert checks.get(draft) is None, "its rows are other ones now"
     finally:
         service.close()
