@@ -20,7 +20,7 @@ from pathlib import Path
 
 from jobs.data.columns import Mapping, Shape
 from jobs.data.readers import Row
-from jobs.data.store import write_rows
+from jobs.data.store import RowWriter
 from jobs.hardware import this_machine
 from jobs.memory import estimate
 from jobs.methods import method
@@ -142,8 +142,8 @@ def write_text_rows(path: Path, count: int, length: int) -> Path:
     letters = random.Random(0)
     texts = ["".join(letters.choices("bcdfghjkmnpqstvwxyz ", k=4 * length)) for _ in range(count)]
     rows = (Row(number, {"text": text}, json.dumps({"text": text})) for number, text in enumerate(texts, start=1))
-    for _ in write_rows(path, rows):
-        pass
+    with RowWriter(path) as writer:
+        writer.add(list(rows))
     return path
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from jobs.data.columns import Mapping, Shape
 from jobs.data.readers import Row
-from jobs.data.store import write_rows
+from jobs.data.store import RowWriter
 from jobs.events import AnyEvent, Metrics, read_events
 from jobs.process import read_identity
 from jobs.result import Result
@@ -27,6 +27,13 @@ CHILD = [sys.executable, "-m", "jobs.training.child"]
 QUESTIONS = [{"prompt": f"Where is ship {n}?", "completion": f"Arr, ship {n} be at sea, matey."} for n in range(24)]
 
 
+def write_rows(path: Path, rows: Iterable[Row]) -> Path:
+    with RowWriter(path) as writer:
+        for row in rows:
+            writer.add([row])
+    return path
+
+
 def make_run(directory: Path, model: Path, rows: Iterable[dict[str, Any] | str] = QUESTIONS, **over: Any) -> RunFiles:
     """A run directory on `model`. A row given as text is one that could not be read, the text its reason.
 
@@ -37,8 +44,7 @@ def make_run(directory: Path, model: Path, rows: Iterable[dict[str, Any] | str] 
         Row(number, None, None, problem=row) if isinstance(row, str) else Row(number, row, json.dumps(row))
         for number, row in enumerate(rows, start=1)
     ]
-    for _ in write_rows(directory / "rows.parquet", iter(stored)):
-        pass
+    write_rows(directory / "rows.parquet", stored)
     training = {"learning_rate": 1e-2, "epochs": 2, "evaluations": 2, "max_length": 64} | over.pop("training", {})
     fields: dict[str, Any] = {
         "name": "test",

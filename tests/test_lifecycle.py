@@ -15,14 +15,13 @@ from sqlalchemy import Engine
 
 from jobs.data.columns import Mapping, Shape
 from jobs.data.readers import Row
-from jobs.data.store import write_rows
 from jobs.events import Answers, Metrics
 from jobs.rundir import RunFiles
 from jobs.service.runs import Runs
 from jobs.spec import BaseModelRef, DatasetRef, RunSpec, TrainingParams
 from storage.files import Home
 from storage.states import RunState
-from tests.rundirs import pause, wait_for
+from tests.rundirs import pause, wait_for, write_rows
 from tests.standin import steps_of, wait, workers
 
 
@@ -37,8 +36,7 @@ def spec(tiny_llama: Path, tmp_path: Path) -> Callable[[int], RunSpec]:
     def make(steps: int) -> RunSpec:
         rows = tmp_path / "rows.parquet"
         texts = [json.dumps({"q": f"what is {n}", "a": f"it is {n} foxes"}) for n in range(40)]
-        for _ in write_rows(rows, iter([Row(number=n, values=None, text=text) for n, text in enumerate(texts, 1)])):
-            pass
+        write_rows(rows, [Row(number=n, values=None, text=text) for n, text in enumerate(texts, 1)])
         mapping = Mapping(shape=Shape.PROMPT, columns={"prompt": "q", "completion": "a"})
         return RunSpec(
             name="foxes",

@@ -14,11 +14,12 @@ from jobs.data.columns import Mapping, Shape
 from jobs.data.mends import Mended
 from jobs.data.preflight import Preflight, Progress, check, histogram, preview
 from jobs.data.readers import Row
-from jobs.data.store import ROWS, write_rows
+from jobs.data.store import ROWS
 from jobs.errors import UserError
 from jobs.rpc import RpcClient
 from jobs.tasks import task
 from jobs.training import data as training
+from tests.rundirs import write_rows
 from tests.test_tasks import QWEN3, SMOLLM2, tokenizer
 
 MAPPING = Mapping(shape=Shape.PROMPT, columns={"prompt": "question", "completion": "answer"})
@@ -26,18 +27,15 @@ CHAT = task("chat")
 
 
 def stored(folder: Path, rows: list[dict[str, Any] | None]) -> Path:
-    list(
-        write_rows(
-            folder / ROWS,
-            (
-                Row(number, values, json.dumps(values))
-                if values is not None
-                else Row(number, None, None, f"it is broken (line {number})", "{oops")
-                for number, values in enumerate(rows, 1)
-            ),
-        )
+    return write_rows(
+        folder / ROWS,
+        (
+            Row(number, values, json.dumps(values))
+            if values is not None
+            else Row(number, None, None, f"it is broken (line {number})", "{oops")
+            for number, values in enumerate(rows, 1)
+        ),
     )
-    return folder / ROWS
 
 
 def examples(count: int) -> list[dict[str, Any] | None]:

@@ -12,9 +12,10 @@ from pyarrow import parquet
 
 from jobs.data.ingest import SUMMARY, Ingested
 from jobs.data.readers import Row
-from jobs.data.store import GROUP_ROWS, ROWS, count_rows, read_raw, read_rows, write_rows
+from jobs.data.store import GROUP_ROWS, ROWS, count_rows, read_raw, read_rows
 from jobs.errors import UserError
 from jobs.rpc import RpcClient
+from tests.rundirs import write_rows
 
 
 def stored(tmp_path: Path, count: int) -> Path:
@@ -24,8 +25,7 @@ def stored(tmp_path: Path, count: int) -> Path:
         else Row(number, {"n": number}, json.dumps({"n": number}))
         for number in range(1, count + 1)
     )
-    assert sum(1 for _ in write_rows(tmp_path / ROWS, rows)) == count
-    return tmp_path / ROWS
+    return write_rows(tmp_path / ROWS, rows)
 
 
 def test_any_row_is_found_by_its_number_and_all_in_order(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_any_row_is_found_by_its_number_and_all_in_order(tmp_path: Path) -> None
 
 def test_large_rows_make_small_groups_so_that_one_row_is_read_alone(tmp_path: Path) -> None:
     text = json.dumps({"a": "x" * 1_500_000})
-    list(write_rows(tmp_path / ROWS, (Row(number, {}, text) for number in range(1, 10))))
+    write_rows(tmp_path / ROWS, (Row(number, {}, text) for number in range(1, 10)))
     assert parquet.ParquetFile(tmp_path / ROWS).num_row_groups == 3
     assert read_raw(tmp_path / ROWS, 9)[0][0] == 9
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,14 +77,6 @@ class RowWriter:
         self._file.write_batch(pyarrow.record_batch(columns, schema=self._schema), row_group_size=len(group))
         group.clear()
         self._chars = 0
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
-    """Write rows to `path` as they come, handing each on. The file is complete when this is at its end."""
-    with RowWriter(path) as writer:
-        for row in rows:
-            writer.add([row])
-            yield row
 
 
 def read_rows(path: Path) -> Iterator[Stored]:
