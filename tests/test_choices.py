@@ -77,6 +77,13 @@ def test_what_cannot_be_chosen_says_why(service: Service, base: int) -> None:
     assert refused["bitfit"].trainable is None
 
 
+def test_a_task_setting_out_of_range_is_a_problem_of_the_plan(service: Service, base: int, tmp_path: Path) -> None:
+    data = add(service, tmp_path / "tags.jsonl", '{"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"]}\n' * 8)
+    draft = service.planning.defaults(base, data, task="tagging")
+    plan = service.planning.plan(draft.model_copy(update={"task_params": {"tag_names": "O," * 9_000}}))
+    assert plan.spec is None and any("Names of numbered tags" in problem for problem in plan.problems)
+
+
 def test_recommended_methods_and_the_chosen_one_stand_in_sight(service: Service, base: int) -> None:
     html = methods_html(service.planning.methods(base, "chat"), "dora")
     near, more = html.split('<details class="more-methods"')
