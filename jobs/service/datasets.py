@@ -136,20 +136,21 @@ class Datasets:
         ingested, _ = yield from self._take_in(
             "ingest", view.filename, path=str(original), filename=view.filename, header=first_row
         )
-        if self.get(dataset_id).runs:
-            kind = "data" if first_row == "data" else "names"
-            yield self._catalog(ingested, view.filename, name=f"{view.name}, first row as {kind}")
-            return
         with write(self._engine) as session:
             twin = session.scalar(select(Dataset.id).where(Dataset.fingerprint == ingested.fingerprint))
-            if twin is None:
-                row = session.get_one(Dataset, dataset_id)
+            row = session.get(Dataset, dataset_id)  # None: deleted in the meantime
+            used = session.scalar(select(Run.id).where(Run.dataset_id == dataset_id).limit(1))
+            replaced = row is not None and not twin and not used
+            if row and replaced:
                 row.mends = []
                 for name, value in _found(ingested).items():
                     setattr(row, name, value)
-        if twin is None:
+        if replaced:
             shutil.rmtree(self._home.dataset(view.fingerprint), ignore_errors=True)
-        yield self.get(twin or dataset_id)
+            yield self.get(dataset_id)
+        else:
+            kind = "data" if first_row == "data" else "names"
+            yield self._catalog(ingested, view.filename, name=f"{view.name}, first row as {kind}")
 
     def _take_in(self, method: str, what: str, **given: Any) -> Generator[Progress, None, tuple[Ingested, str]]:
         """Have a child read it; what it found, and its title."""
