@@ -215,6 +215,19 @@ def lie_about_sizes(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.parametrize("packed", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_archive_is_refused_however_it_is_packed(tmp_path: Path, packed: int) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", packed) as file:
+        file.writestr("a.txt", "the fox and the dog\n" * 500)
+    data = bytearray(path.read_bytes())
+    for place in range(44, 60):  # behind the header
+        data[place] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="is a zip archive that cannot be unpacked"):
+        read(path)
+
+
 def test_an_archive_that_must_not_be_unpacked_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = archive(tmp_path / "a.zip", {"a.txt": "x" * 5_000})
     monkeypatch.setattr(zipped, "MOST_UNPACKED", 1_000)

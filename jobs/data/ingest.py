@@ -88,7 +88,7 @@ def fetch_from_hub(hub_id: str, config: str, split: str, datasets: Path, report:
         with tempfile.TemporaryDirectory(dir=folder) as fetched:
             parts = hub.fetch(data, Path(fetched), lambda share, text: report(0.6 * share, text))
             reading = Reading(data.title)
-            blocks = part_blocks(parts, reading, [])
+            blocks = part_blocks(parts, reading)
             found = _store(reading, blocks, "hub", folder / ROWS, lambda share: 0.6 + 0.4 * share, report)
             size = sum(part.path.stat().st_size for part in parts)
         return _keep(folder, datasets, fingerprint, "hub", size, began, found), data.title

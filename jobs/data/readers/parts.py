@@ -32,10 +32,10 @@ class Part:
     size: int = 0
 
 
-def part_blocks(parts: list[Part], reading: Reading, unreadable: list[str]) -> Iterator[list[Row]]:
-    """The rows of all parts that go together, numbered through. `unreadable`: why other files cannot be used, in
-    sentences. Raises UserError where nothing can be read."""
+def part_blocks(parts: list[Part], reading: Reading) -> Iterator[list[Row]]:
+    """The rows of all parts that go together, numbered through. Raises UserError where nothing can be read."""
     readable: list[Part] = []
+    unreadable: list[str] = []  # why, in sentences
     for part in parts:
         try:
             _look_at(part, reading)

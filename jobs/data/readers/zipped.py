@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import tempfile
 import zipfile
@@ -41,12 +42,13 @@ class Zip(Reader):
         try:
             with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 parts = _unpack(archive, Path(folder), reading)
-                yield from part_blocks(parts, reading, [])
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            raise UserError(
-                f"{reading.filename} is a zip archive that cannot be unpacked ({str(error)[:200]}). "
-                "Make it again and upload that."
-            ) from None
+                yield from part_blocks(parts, reading)
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
+            raise _damaged(reading, error) from None
+        except OSError as error:
+            if error.errno is None:  # bz2 says it so; with a number it is the disk
+                raise _damaged(reading, error) from None
+            raise
 
 
 def _unpack(archive: zipfile.ZipFile, folder: Path, reading: Reading) -> list[Part]:
@@ -75,6 +77,13 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, reading: Reading) -> list[Pa
                 file.write(chunk)
         parts.append(Part(target, _shown(info.filename)))
     return parts
+
+
+def _damaged(reading: Reading, error: Exception) -> UserError:
+    return UserError(
+        f"{reading.filename} is a zip archive that cannot be unpacked ({str(error)[:200]}). "
+        "Make it again and upload that."
+    )
 
 
 def _too_large(name: str, size: int, room: int) -> UserError:
