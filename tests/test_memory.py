@@ -73,6 +73,8 @@ def test_rows_shorter_than_the_maximum_length_need_less(shape: ModelShape) -> No
     params = type(lora).Params()
     short = estimate(shape, lora, params, training, CPU, longest_row=64)
     assert short.activations * 8 == estimate(shape, lora, params, training, CPU).activations
+    pairs = estimate(shape, lora, params, training, CPU, longest_row=64, sequences=2)
+    assert (pairs.activations, pairs.logits) == (2 * short.activations, 2 * short.logits)
 
 
 def test_an_8_bit_base_lies_between_4_bits_and_full_precision(shape: ModelShape) -> None:

@@ -91,7 +91,8 @@ def test_the_model_decides_which_of_both_a_dataset_is_trained_with(tiny_t5: Path
     for folder, right in ((tiny_t5, "seq2seq"), (tiny_llama, "rewrite")):
         offered = [each for each in choices(WORDS, read_shape(folder)) if not each.problems]
         assert offered[0].name == right
-    assert "measured" in offered[0].params
+    german = Mapping(shape=Shape.REWRITE, columns={"source": "en", "target": "de"})
+    assert choices(german, None)[0].params["instruction"] == "Translate English into German:"
 
 
 def test_a_shape_of_t5_is_read_exactly(tmp_path: Path) -> None:
