@@ -91,6 +91,11 @@ def tasks_page() -> list[str]:
     lines.append(_row(["---"] * (len(columns) + 1)))
     for chosen in all_methods().values():
         lines.append(_row([chosen.label, *(_kinds(chosen, column[0], known) for column in columns)]))
+    lines += ["", "## What is measured", "", "On the rows kept aside, at each evaluation, beside the loss."]
+    for task in tasks:
+        if task.measures:
+            lines += ["", f"### {task.label}: measures", ""]
+            lines += [f"- `{name}`: {words}" for name, words in task.measures.items()]
     lines += ["", "## Settings"]
     for task in tasks:
         lines += ["", f"### {task.label}", "", *_settings(task)]

@@ -154,6 +154,7 @@ def test_every_package_that_is_imported_is_pinned() -> None:
         if requirement := line.split("#")[0].strip():
             name, version = requirement.split("==")
             assert version
-            pinned.add(name.replace("-", "_").replace("markdown_it_py", "markdown_it").replace("scikit_learn", "sklearn"))
+            name = name.replace("-", "_")
+            pinned.add({"markdown_it_py": "markdown_it", "scikit_learn": "sklearn"}.get(name, name))
     imported = {package for module in SOURCES for package in packages(module)}
     assert imported - sys.stdlib_module_names - {"app", "jobs", "storage"} <= pinned

@@ -124,3 +124,32 @@ def test_what_a_method_cannot_train_with_is_told(service: Service, draft: Draft)
     assert "You set Recompute activations, but Prefix tuning cannot train with it" in problem
     (problem,) = service.planning.plan(changed(prefix, max_length=500)).problems
     assert "at most 512 tokens, and Prefix tuning takes 30 of them" in problem
+
+
+def test_a_new_head_is_counted_and_its_labels_are_looked_at(service: Service, tmp_path: Path) -> None:
+    base = service.models.add_folder(tiny.build_bert(tmp_path / "bert"))
+    file = tmp_path / "labels.csv"
+    file.write_text("text,label\n" + "".join(f"the fox says {n},{'ab'[n % 2]}\n" for n in range(20)))
+    dataset = next(item for item in service.datasets.add(file) if isinstance(item, DatasetView))
+    draft = service.planning.defaults(base.id, dataset.id)
+    draft = changed(draft, max_length=64)
+    assert draft.task == "classification"
+    unchecked = service.planning.plan(draft)
+    plan = service.planning.plan(draft, preflight(rows=20, good_rows=20, labels={"a": 10, "b": 10}))
+    assert plan.problems == ()
+    head = 64 * 2 + 2
+    assert plan.trainable_parameters == unchecked.trainable_parameters + head  # type: ignore[operator]
+    assert f"The model gets a new head of {head:,} parameters, trained along with any method." in plan.notes
+    # The vocabulary's logits, which a decoder's training would keep, are no part of it.
+    assert plan.estimate and plan.estimate.logits < 1 << 20
+    same = service.planning.plan(draft, preflight(rows=20, good_rows=20, labels={"a": 20}))
+    assert same.spec is None
+    assert "Every row has the label 'a'" in same.problems[0]
+    bare = service.planning.plan(changed(draft, validation_percent=0))
+    assert any("nothing is measured" in note for note in bare.notes)
+
+
+def test_an_encoder_is_refused_for_a_chat_in_words(service: Service, draft: Draft, tmp_path: Path) -> None:
+    base = service.models.add_folder(tiny.build_bert(tmp_path / "bert"))
+    plan = service.planning.plan(draft.model_copy(update={"base_model_id": base.id}))
+    assert any("it reads texts and writes none" in problem for problem in plan.problems)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, select
 
-from jobs.events import Answers, Checkpoint, EventLog, Metrics, Phase, PromptAnswer, Started
+from jobs.events import Answers, Checkpoint, Evaluation, EventLog, Metrics, Phase, PromptAnswer, Started
 from jobs.service.runs import Runs
 from jobs.tailing import Tail, digest
 from storage import runs as rows
@@ -42,6 +42,10 @@ def answered(step: int, words: str) -> Answers:
     return Answers(step=step, answers=(PromptAnswer(prompt="p", base="b", tuned=words),))
 
 
+def measured(step: int, rows: int = 1) -> Evaluation:
+    return Evaluation(step=step, details={"matrix": [[rows]]})
+
+
 def steps(engine: Engine) -> list[int]:
     with read(engine) as session:
         return list(session.scalars(select(Metric.step).order_by(Metric.id)))
@@ -68,14 +72,14 @@ def test_several_attempts_may_be_read_at_once() -> None:
     assert found.fields["best_step"] is None
 
 
-@pytest.mark.parametrize("cut", [0, 1, 2, 5, 6, 7, 9, 10])
+@pytest.mark.parametrize("cut", [0, 1, 2, 5, 7, 8, 9, 11, 12])
 def test_a_later_attempt_voids_the_steps_after_its_own_wherever_the_batches_are_cut(
     home: Home, engine: Engine, run_id: int, tmp_path: Path, cut: int
 ) -> None:
     path = tmp_path / "events.jsonl"
     log, tail = EventLog(path), Tail(run_id, path, 0)
     events = [
-        started(1, 0), loss(1), loss(2), answered(2, "first"), loss(3), answered(3, "first"),
+        started(1, 0), loss(1), loss(2), answered(2, "first"), measured(2), loss(3), answered(3, "first"), measured(3),
         Checkpoint(step=3, best=True, eval_loss=0.1), started(2, 2), loss(3), answered(3, "second"),
     ]  # fmt: skip
     for event in events[:cut]:
@@ -87,6 +91,7 @@ def test_a_later_attempt_voids_the_steps_after_its_own_wherever_the_batches_are_
     assert steps(engine) == [1, 2, 3]
     service = Runs(home, engine)
     assert [(a.step, a.tuned) for a in service.answers(run_id)] == [(2, "first"), (3, "second")]
+    assert service.evaluation_steps(run_id) == [2]
     run = service.get(run_id)
     assert (run.step, run.best_step, run.best_eval_loss) == (3, None, None)
 
@@ -113,6 +118,24 @@ def test_a_line_longer_than_a_chunk_is_read_whole(home: Home, engine: Engine, ru
     Tail(run_id, path, 0).catch_up(engine, stopping=False)
     assert len(Runs(home, engine).answers(run_id)[0].tuned) == 3_000_000
     assert steps(engine) == [1]
+
+
+def test_the_newest_evaluation_is_read_and_one_that_is_told_again_counts_as_the_second(
+    home: Home, engine: Engine, run_id: int, tmp_path: Path
+) -> None:
+    path, service = tmp_path / "events.jsonl", Runs(home, engine)
+    log, tail = EventLog(path), Tail(run_id, path, 0)
+    assert (service.evaluation(run_id), service.evaluation_steps(run_id)) == (None, [])
+    for event in (measured(2), measured(4), measured(4, rows=3)):
+        log.append(event)
+    tail.catch_up(engine, stopping=False)
+    log.append(measured(2, rows=5))
+    tail.catch_up(engine, stopping=False)
+    newest, earlier = service.evaluation(run_id), service.evaluation(run_id, 2)
+    assert newest and earlier
+    assert (newest.step, newest.details) == (4, {"matrix": [[3]]})
+    assert earlier.details == {"matrix": [[5]]}
+    assert service.evaluation_steps(run_id) == [2, 4]
 
 
 def test_bytes_already_in_the_catalog_are_refused(engine: Engine, run_id: int, tmp_path: Path) -> None:

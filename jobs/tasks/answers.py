@@ -38,6 +38,10 @@ class Answers(Task):
     head = "span"
     talks = False
     inputs = {"question": True, "context": True}  # noqa: RUF012 - a class variable, as the base declares it
+    measures = {  # noqa: RUF012
+        "exact_match": "Share of answers that are right but for case, punctuation and articles, as SQuAD counts.",
+        "f1": "How many words an answer shares with the right one, as SQuAD counts.",
+    }
 
     class Params(Frozen):
         longest_answer: int = Field(

@@ -313,6 +313,7 @@ class Task:
         right = sum(predictions) / max(1, sum(map(self.items, rows)))
         return Scores(loss, {"perplexity": math.exp(min(loss, _LOG_PERPLEXITY)), "token_accuracy": right})
 
+    measures: ClassVar[dict[str, str]] = {}  # what `score` measures beside the loss, and what each says
     inputs: ClassVar[dict[str, bool]] = {}  # what `predict` is given, by name, and whether it must be
 
     def predict(self, model: Any, inputs: Sequence[dict[str, str]], setting: Setting) -> list[Prediction]:

@@ -40,6 +40,12 @@ class Classification(Task):
     head = "sequence"
     talks = False
     inputs = {"text": True, "text_pair": False}  # noqa: RUF012 - a class variable, as the base declares it
+    measures = {  # noqa: RUF012
+        "accuracy": "Share of rows with the right label.",
+        "macro_f1": "F1 of each label, and their mean: a rare label counts as much as a frequent one.",
+        "micro_f1": "F1 over all labels of all rows; with several labels a text.",
+        "exact_match": "Share of rows with every label right and none besides; with several labels a text.",
+    }
 
     class Params(Frozen):
         labels: Literal["as the data is", "one label", "several labels"] = Field(

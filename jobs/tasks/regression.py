@@ -34,6 +34,13 @@ class Regression(Task):
     head = "sequence"
     talks = False
     inputs = {"text": True, "text_pair": False}  # noqa: RUF012 - a class variable, as the base declares it
+    measures = {  # noqa: RUF012
+        "mse": "Mean squared error, in the data's units squared.",
+        "mae": "Mean distance from the right number, in the data's units.",
+        "r2": "Share of the numbers' variance that is explained.",
+        "pearson": "Linear correlation with the right numbers.",
+        "spearman": "Correlation of the order with the right order.",
+    }
 
     def head_parameters(self, params: Any, shape: ModelShape, labels: int) -> int:
         return reading.sequence_head(shape, 1)

@@ -42,6 +42,13 @@ class Tagging(Task):
     head = "token"
     talks = False
     inputs = {"text": True}  # noqa: RUF012 - a class variable, as the base declares it
+    measures = {  # noqa: RUF012
+        "entity_f1": "F1 of whole entities, by seqeval: right only with the right ends and the right type.",
+        "entity_precision": "Share of the entities found that are right.",
+        "entity_recall": "Share of the right entities that are found.",
+        "accuracy": "Share of words with the right tag.",
+        "macro_f1": "Instead of the entities' measures where tags are not BIO's: the mean of each tag's F1.",
+    }
 
     class Params(Frozen):
         tag_names: str = Field(
