@@ -19,6 +19,7 @@ from jobs.errors import UserError
 from jobs.rpc import RpcClient
 from jobs.tasks import task
 from jobs.training import data as training
+from tests import tiny
 from tests.rundirs import write_rows
 from tests.test_tasks import QWEN3, SMOLLM2, tokenizer
 
@@ -95,6 +96,18 @@ def test_a_preview_shows_the_very_labels_that_training_uses(tmp_path: Path) -> N
     assert seen.trained_tokens == sum(label != -100 for label in labels)
     bad = preview(Mended(path, MAPPING, ()), 2, MAPPING, CHAT, params, tok, length)
     assert (bad.problem, bad.raw, bad.segments) == ("it is broken (line 2)", "{oops", ())
+
+
+def test_what_closes_a_cut_text_is_shown_as_read(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    sorts = task("classification")
+    mapping = Mapping(shape=Shape.LABELLED, columns={"text": "text", "label": "label"})
+    path = stored(tmp_path, [{"text": "the fox and the dog", "label": "a"}])
+    tok = AutoTokenizer.from_pretrained(tiny.build_bert(tmp_path / "bert"))
+    whole = len(tok("the fox and the dog")["input_ids"])
+    seen = preview(Mended(path, mapping, ()), 1, mapping, sorts, sorts.Params(), tok, whole - 2)
+    assert [segment.kind for segment in seen.segments] == [*["context"] * (whole - 3), "cut", "cut", "context"]
 
 
 def test_answers_that_a_template_hides_are_counted_and_said(tmp_path: Path) -> None:

@@ -118,24 +118,28 @@ def preview(
         tokens=sum(len(text.input_ids) for text in encoded.texts),
         trained_tokens=sum(sum(text.trained) for text in used.texts),
         cut_tokens=sum(len(text.input_ids) for text in encoded.texts) - sum(len(text.input_ids) for text in used.texts),
-        second=tuple(segments(encoded.second, length)) if encoded.second else (),
-        segments=tuple(segments(encoded, length, task.token_tags(encoded))),
+        second=tuple(segments(encoded.second, used.second)) if encoded.second and used.second else (),
+        segments=tuple(segments(encoded, used, task.token_tags(encoded))),
         target=task.target_text(encoded, params),
         problem=None,
         raw=raw,
     )
 
 
-def segments(encoded: Encoded, length: int, tags: Sequence[str] = ()) -> Iterator[Segment]:
-    """The row's text in pieces, one a token, none lost: together they are the whole text. `tags`: one for each token.
+def segments(encoded: Encoded, used: Encoded, tags: Sequence[str] = ()) -> Iterator[Segment]:
+    """The row's text in pieces, one a token, none lost: together they are the whole text. `used`: what is left of it
+    when it is cut; `tags`: one for each token.
 
     A character of several tokens is shown with the first of them.
     """
     shown = 0
     total = len(encoded.offsets)
+    pairs = zip(encoded.input_ids, used.input_ids, strict=False)
+    left = next((place for place, (one, other) in enumerate(pairs) if one != other), len(used.input_ids))
+    closing = len(used.input_ids) - left  # special tokens at the end, which some tasks keep
     for place, (_, end) in enumerate(encoded.offsets):
         last = place == total - 1 or place == SEGMENTS - 1
-        kind = "cut" if place >= length else "trained" if encoded.trained[place] else "context"
+        kind = "cut" if left <= place < total - closing else "trained" if encoded.trained[place] else "context"
         end = len(encoded.text) if place == total - 1 else end
         yield Segment(text=encoded.text[shown : max(shown, end)], kind=kind, tag=tags[place] if tags else "")
         shown = max(shown, end)
