@@ -18,8 +18,9 @@ from jobs.inference.slot import Slot
 from jobs.service.models import Models
 from jobs.service.playground import Delta, Playground, Status
 from jobs.spec import BaseModelRef
-from storage.db import connect, migrate
+from storage.db import connect, migrate, write
 from storage.files import Home
+from storage.tables import Adapter
 from tests import tiny
 from tests.test_models import insert_adapter
 
@@ -272,6 +273,19 @@ def test_a_pane_of_another_base_model_is_refused(
     other = models.add_folder(tiny.build_llama(tmp_path / "other"))
     with pytest.raises(UserError, match=r"adapter 1 was trained on tiny-llama, not on other"):
         playground.new_chat(other.id, (adapter_ids[0],), WARM)
+
+
+def test_what_does_not_chat_is_refused(
+    home: Home, engine: Engine, playground: Playground, models: Models, base_id: int, tmp_path: Path
+) -> None:
+    sorts = insert_adapter(engine, home, base_id, home.run(80) / "adapter", "sorts")
+    with write(engine) as session:
+        session.get_one(Adapter, sorts).task = "classification"
+    with pytest.raises(UserError, match="sorts was trained for Text classification, which does not chat"):
+        playground.new_chat(base_id, (None, sorts), WARM)
+    encoder = models.add_folder(tiny.build_bert(tmp_path / "encoder"))
+    with pytest.raises(UserError, match="encoder reads texts and writes none, so it cannot chat"):
+        playground.new_chat(encoder.id, (None,), WARM)
 
 
 def test_an_engine_nobody_asks_leaves_memory(tiny_llama: Path, tmp_path: Path) -> None:

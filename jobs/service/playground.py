@@ -20,6 +20,7 @@ from jobs.inference.sampling import Sampling
 from jobs.inference.slot import Seat, Slot
 from jobs.rpc import ChildDied
 from jobs.service.models import Models
+from jobs.tasks import task as find_task
 from storage.db import read, write
 from storage.tables import Adapter, BaseModel, Chat, ChatAnswer, Sample
 
@@ -108,6 +109,10 @@ class Playground:
         for adapter in (self._models.adapter(pane) for pane in panes if pane is not None):
             if adapter.base_model_id != base_model_id:
                 problems.append(f"{adapter.name} was trained on {adapter.base_model}, not on {base.name}.")
+            elif not (trained_for := find_task(adapter.task)).talks:
+                problems.append(f"{adapter.name} was trained for {trained_for.label}, which does not chat. Use Try.")
+        if base.shape.family == "encoder":
+            problems.append(f"{base.name} reads texts and writes none, so it cannot chat. Choose another base model.")
         UserError.raise_all(problems)
         with write(self._engine) as session:
             chat = Chat(
