@@ -58,7 +58,7 @@ def test_a_reader_sees_one_moment_and_never_waits(engine: Engine) -> None:
             session.add(Metric(run_id=1, step=1, name="loss", value=1.0, time=0.0))
         began = time.monotonic()
         assert reader.scalar(select(func.count()).select_from(Metric)) == before
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 4  # a lock is waited for 5 s
     with read(engine) as reader:
         assert reader.scalar(select(func.count()).select_from(Metric)) == 1
 

@@ -259,7 +259,7 @@ def test_a_hub_model_is_read_from_its_headers(tiny_llama: Path, tmp_path: Path) 
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         ).stdout.splitlines()
     finally:
         server.shutdown()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +78,5 @@ def test_what_a_resumed_run_goes_on_from_is_said_where_there_is_a_whole_checkpoi
 def test_a_long_last_line_is_cut(tmp_path: Path) -> None:
     files = RunFiles(tmp_path)
     files.log.write_text("x" * 100_000)
-    began = time.monotonic()
     _, reason = cause_of_death(files, process.identify(), 0, oom_kills())
-    assert len(reason) < 500 and time.monotonic() - began < 1
+    assert len(reason) < 500

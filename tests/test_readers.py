@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import gzip
 import io
 import json
 import random
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,14 @@ from jobs.data.formats import sniff
 from jobs.data.readers import FirstRow, Reading, Row, base
 from jobs.data.readers.plain import LONG_PARAGRAPH
 from jobs.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _csv_limit() -> Iterator[None]:
+    """Reading sets Python's own limit on a CSV field, which other libraries' tables would meet in this process."""
+    before = csv.field_size_limit()
+    yield
+    csv.field_size_limit(before)
 
 
 def read(tmp_path: Path, name: str, content: str | bytes, header: FirstRow = "auto") -> tuple[Reading, list[Row], str]:

@@ -58,14 +58,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def ask(server: Server, method: str, path: str, **headers: str) -> http.client.HTTPResponse:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     connection.request(method, path, headers=headers)
     return connection.getresponse()
 
 
 def second(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "app.py", *options], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "app.py", *options], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -199,7 +199,7 @@ def test_a_worker_that_dies_is_replaced(server: Server) -> None:
     wait_for(lambda: worker_lives(home) and home.worker_lock.read_text().isdigit())
     first = int(home.worker_lock.read_text())
     psutil.Process(first).kill()
-    wait_for(lambda: worker_lives(home) and home.worker_lock.read_text() not in ("", str(first)), 30)
+    wait_for(lambda: worker_lives(home) and home.worker_lock.read_text() not in ("", str(first)), 120)
 
 
 def test_ctrl_c_ends_the_server_with_a_sentence_and_leaves_the_worker(tmp_path: Path) -> None:
@@ -208,11 +208,11 @@ def test_ctrl_c_ends_the_server_with_a_sentence_and_leaves_the_worker(tmp_path: 
     server = Server(home.root)
     try:
         server.start()
-        wait_for(lambda: worker_lives(home), 30)
+        wait_for(lambda: worker_lives(home), 120)
         with socket.create_connection(("127.0.0.1", server.port)):  # a browser that keeps its connection
             began = time.monotonic()
             server.stop(signal.SIGINT)
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 50  # it ended by itself: after 60 s it is killed
         said = server.console.read_text()
         assert f"Graft is at http://127.0.0.1:{server.port}" in said
         assert "Graft has stopped." in said

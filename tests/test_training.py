@@ -34,7 +34,7 @@ def test_a_waiting_child_trains_what_it_is_handed_and_needs_nobody(tmp_path: Pat
     identity = process.read_identity(files.process)
     assert identity and identity.pid == child.pid
     os.kill(child.pid, signal.SIGHUP)
-    assert child.wait(120) == 0
+    assert child.wait(300) == 0
     assert (unused.wait(60), unused.stdout.read()) == (0, b"ready\n")
 
     end = rundirs.result(files)
@@ -78,7 +78,7 @@ def test_stop_finishes_the_step_and_saves_a_usable_adapter(tmp_path: Path, tiny_
     by_file.stop.touch()
     children[1].send_signal(signal.SIGTERM)
     for child, files in zip(children, (by_file, by_signal), strict=True):
-        assert child.wait(60) == 0
+        assert child.wait(300) == 0
         end = rundirs.result(files)
         assert end.state == "stopped"
         assert end.reason == f"Stopped on request after step {end.step}."
