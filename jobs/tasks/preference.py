@@ -76,7 +76,7 @@ class DPO(Preference):
     label = "Preference tuning (DPO)"
     help = "Teaches which of two answers is the better one, without straying far from what the model says now."
     order = 30
-    rate_scale: ClassVar[float] = 0.1
+    rate_scale: ClassVar[float] = 0.2  # with 0.1 of LoRA's usual rate the starter's answers hardly change in 30 steps
 
     class Params(Templated):
         beta: float = Field(
