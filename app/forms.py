@@ -133,10 +133,13 @@ class Forms:
             for field, key in self._slots.get(name, {}).items()
         }
 
-    def show(self, name: str | None, settings: Mapping[str, Any]) -> dict[Any, Any]:
-        """One model's widgets with these settings (its defaults for the rest), every other hidden; None hides all."""
+    def show(self, name: str | None, settings: Mapping[str, Any], *, fresh: bool = False) -> dict[Any, Any]:
+        """One model's widgets with these settings (its defaults for the rest), every other hidden; None hides all.
+
+        `fresh`: the page has just been drawn, so that none is to be hidden: each update costs a page its time.
+        """
         slots = self._slots.get(name or "", {})
-        shows: dict[Any, Any] = {widget: gr.update(visible=False) for widget in self.components}
+        shows: dict[Any, Any] = {} if fresh else {widget: gr.update(visible=False) for widget in self.components}
         for field, key in slots.items():
             declared = self._kinds[str(name)].model_fields[field]
             value = settings.get(field, declared.get_default(call_default_factory=True))

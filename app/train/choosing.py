@@ -42,7 +42,7 @@ class Choosing:
             w.base: gr.Dropdown(choices=[(each.name, each.id) for each in bases], value=base_id),
             w.preset: now.preset,
             w.name: now.name,
-            **w.show_task(fitting, task, now.task_params),
+            **w.show_task(fitting, task, now.task_params, fresh=True),
             **(w.show_prompts(now.prompts) if now.prompts else self._prompts_for(view)),
         }
         if base_id is None:
@@ -52,7 +52,12 @@ class Choosing:
             **shown,
             **w.show_training(now.training or draft.training),
             **w.show_methods(service.planning.methods(base_id, task, now.preset), now.method),
-            **w.show_method(now.method, now.method_params or draft.method_params, service.models.base(base_id).shape),
+            **w.show_method(
+                now.method,
+                now.method_params or draft.method_params,
+                service.models.base(base_id).shape,
+                fresh=True,
+            ),
         }
 
     def _kept(self, kept: str | None) -> Settings | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import gradio as gr
@@ -117,7 +118,7 @@ class Widgets:
         forms = [*self.training.components, *self.method_forms.components, *self.task_forms.components]
         return [*self.choices, self.name, *self.prompts, *forms]
 
-    @property
+    @cached_property
     def version(self) -> str:
         """Another one where `inputs` mean something else: what a browser remembers of an earlier Graft is void."""
         kinds: list[type[BaseModel]] = [TrainingParams, *_params(self.methods).values(), *_params(self.tasks).values()]
@@ -150,7 +151,9 @@ class Widgets:
             task_params=task_values,
         )
 
-    def show_task(self, fitting: Sequence[TaskChoice], chosen: str | None, params: dict[str, Any]) -> Shown:
+    def show_task(
+        self, fitting: Sequence[TaskChoice], chosen: str | None, params: dict[str, Any], *, fresh: bool = False
+    ) -> Shown:
         """The tasks to choose from, in words where there is one or none; the chosen one's settings, or those that
         the dataset suggests."""
         can = [each for each in fitting if not each.problems]
@@ -163,7 +166,9 @@ class Widgets:
             self.task_words: _task_words(fitting),
             self.task_title: self._title(self.tasks.get(chosen or ""), "task"),
             self.prompts_box: gr.Column(visible=chosen in self.tasks and self.tasks[str(chosen)].talks),
-            **self.task_forms.show(chosen, params or next((each.params for each in can if each.name == chosen), {})),
+            **self.task_forms.show(
+                chosen, params or next((each.params for each in can if each.name == chosen), {}), fresh=fresh
+            ),
         }
 
     def show_training(self, values: dict[str, Any]) -> Shown:
@@ -172,7 +177,7 @@ class Widgets:
     def show_methods(self, choices: Sequence[MethodChoice], chosen: str) -> Shown:
         return {self.cards: methods_html(choices, chosen)}
 
-    def show_method(self, chosen: str, params: dict[str, Any], shape: ModelShape) -> Shown:
+    def show_method(self, chosen: str, params: dict[str, Any], shape: ModelShape, *, fresh: bool = False) -> Shown:
         """The method's settings, and the layers it trains on this model."""
         layers = layers_html(chosen, params, shape)
         return {
@@ -180,7 +185,7 @@ class Widgets:
             self.method_title: self._title(self.methods[chosen], "settings"),
             self.layers_box: gr.Accordion(visible=bool(layers)),
             self.layers: layers,
-            **self.method_forms.show(chosen, params),
+            **self.method_forms.show(chosen, params, fresh=fresh),
         }
 
     def show_layers(self, method: str, params: dict[str, Any], shape: ModelShape) -> Shown:
