@@ -377,6 +377,15 @@ def test_a_run_learns_which_answers_are_better(whole: Any) -> None:
     assert (files.adapter / "adapter_config.json").is_file()
 
 
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_a_run_that_ends_within_its_first_epoch_ends_well(name: str, tmp_path: Path, tiny_llama: Path) -> None:
+    training = {"max_steps": 2, "batch_size": 2, "gradient_accumulation": 2, "evaluations": 1}
+    files = run_of(tmp_path / "run", tiny_llama, name, training=training)
+    train_here(files)
+    assert (result(files).state, result(files).reason) == ("completed", None)
+    assert list(series(files, "loss")) == [1, 2]
+
+
 def test_a_resumed_run_has_the_same_losses(whole: Any, tmp_path: Path, tiny_llama: Path) -> None:
     from jobs.training.monitor import StopRequest
     from jobs.training.run import Attempt

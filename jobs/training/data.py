@@ -144,8 +144,11 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
 
 
 def rows_taken(rows: Sequence[Row], training: TrainingParams, steps: int) -> Sequence[Row]:
-    """Those of `rows` that the run's steps will see: all, but where it ends within its first epoch."""
-    count = min(len(rows), steps * training.batch_size * training.gradient_accumulation)
+    """Those of `rows` that the run's steps will see: all, but where it ends within its first epoch.
+
+    One micro-batch more than it trains: the loader collates the next one before it hands out the last.
+    """
+    count = min(len(rows), (steps * training.gradient_accumulation + 1) * training.batch_size)
     return take(rows, epoch_order(len(rows), training.seed, 0)[:count])
 
 
