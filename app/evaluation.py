@@ -38,7 +38,7 @@ def _matrix(details: dict[str, Any]) -> str:
         return ""
     head = "".join(f'<th scope="col"><span>{escape(label)}</span></th>' for label in labels)
     rows = "".join(
-        f'<tr><th scope="row">{escape(label)}</th>{_cells(place, counts, labels)}</tr>'
+        f'<tr><th scope="row"><span>{escape(label)}</span></th>{_cells(place, counts, labels)}</tr>'
         for place, (label, counts) in enumerate(zip(labels, matrix, strict=True))
     )
     return (
