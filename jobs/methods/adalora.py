@@ -70,7 +70,7 @@ class AdaLoRA(LayerMethod):
         return problems
 
     def learning_rate(self, shape: ModelShape) -> float:
-        return 5 * lora_rate(shape)
+        return 10 * lora_rate(shape)  # its strengths start at zero
 
     def config(self, params: Params, target_modules: list[str], context: Context) -> AdaLoraConfig:
         from peft import AdaLoraConfig

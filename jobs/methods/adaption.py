@@ -50,7 +50,7 @@ class AdaptionPrompt(Method):
         return []
 
     def learning_rate(self, shape: ModelShape) -> float:
-        return 3e-2 if shape.parameters < 1_500_000_000 else 9e-3
+        return 1e-1 if shape.parameters < 1_500_000_000 else 9e-3
 
     def attach(self, model: PreTrainedModel, params: Params, context: Context) -> Any:
         from peft import AdaptionPromptConfig, get_peft_model

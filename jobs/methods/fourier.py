@@ -60,7 +60,7 @@ class FourierFT(LayerMethod):
         return problems
 
     def learning_rate(self, shape: ModelShape) -> float:
-        return 1e-1 if shape.parameters < 1_500_000_000 else 5e-2
+        return 5e-2 if shape.parameters < 1_500_000_000 else 3e-2
 
     def config(self, params: Params, target_modules: list[str], context: Context) -> FourierFTConfig:
         from peft import FourierFTConfig

@@ -46,7 +46,7 @@ class LoHa(LayerMethod):
         return whole_differences(self.modules(params, shape.linears), 2.4, recompute)
 
     def learning_rate(self, shape: ModelShape) -> float:
-        return 2e-3 if shape.parameters < 1_500_000_000 else 5e-4
+        return 5e-3 if shape.parameters < 1_500_000_000 else 5e-4
 
     def config(self, params: Params, target_modules: list[str], context: Context) -> LoHaConfig:
         from peft import LoHaConfig
@@ -98,7 +98,7 @@ class LoKr(LayerMethod):
         return whole_differences(self.modules(params, shape.linears), 2.75, recompute)
 
     def learning_rate(self, shape: ModelShape) -> float:
-        return 5e-3 if shape.parameters < 1_500_000_000 else 1e-3
+        return 1.5e-2 if shape.parameters < 1_500_000_000 else 1e-3
 
     def config(self, params: Params, target_modules: list[str], context: Context) -> LoKrConfig:
         from peft import LoKrConfig

@@ -48,7 +48,7 @@ class VeRA(LayerMethod):
         return 4 * params.r * widest
 
     def learning_rate(self, shape: ModelShape) -> float:
-        return 3e-2 if shape.parameters < 1_500_000_000 else 4e-3
+        return 5e-2 if shape.parameters < 1_500_000_000 else 4e-3
 
     def config(self, params: Params, target_modules: list[str], context: Context) -> VeraConfig:
         from peft import VeraConfig
