@@ -17,6 +17,7 @@ FP32 = 4
 _NF4_BITS = {True: 4.127, False: 4.5}  # bits a weight, scales included: with and without double quantization
 _INT8_BITS = 8.1  # a scale in 32 bits for each row
 _PROCESS = 530 << 20  # a trainer's imports on a CPU, measured
+_MEASURES = 80 << 20  # what a new head's measures import besides (scikit-learn), measured with the starter encoder
 # On a CPU the measured peak is resident memory, and the allocator gives little of what a step freed back.
 # Fitted with benchmarks/memory.py on the starter's shape.
 _CPU_ACTIVATIONS = 1.53
@@ -86,7 +87,9 @@ def estimate(
         optimizer=trainable * 2 * FP32,  # AdamW's two moments
         activations=int(tokens * per_token * _overhead(hardware)),
         logits=tokens * outputs * _logit_bytes(hardware),
-        workspace=_workspace(shape, hardware) + method.held_memory(params, shape, training.recompute),
+        workspace=_workspace(shape, hardware)
+        + (_MEASURES if head is not None and hardware.device == "cpu" else 0)
+        + method.held_memory(params, shape, training.recompute),
     )
 
 
