@@ -29,7 +29,9 @@ from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import ui
 from app.access import Access
@@ -48,6 +50,29 @@ UPLOADS_KEPT = 24 * 3600  # seconds; what was added to the catalog has been remo
 UPLOADS_SWEPT = 3600  # seconds between two sweeps
 
 log = logging.getLogger("graft")
+
+
+class _LeftPages:
+    """Gradio raises in mid-stream where a page that has just left asks for its event stream: a line in the log, no
+    traceback, as for an upload that is broken off. An ASGI middleware, since the answer has begun."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            if scope["type"] != "http" or not scope["path"].endswith("/queue/data") or not _is_404(error):
+                raise
+            log.info("A request to %s was broken off: its page has left.", scope["path"])
+
+
+def _is_404(error: BaseException | None) -> bool:
+    """Whether it is, or was raised because of, an answer "not found"."""
+    while error and not (isinstance(error, HTTPException) and error.status_code == 404):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 class _Static(StaticFiles):
@@ -81,6 +106,7 @@ def create_app(service: Service, host: str = "127.0.0.1", port: int = 7860) -> F
     # With a CORS policy on the parent Gradio does not add its own, which reflects every Origin.
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(Access, host=host)
+    app.add_middleware(_LeftPages)
     app.mount("/graft", _Static(directory=STATIC))
 
     app.include_router(router(hub))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import io
 import os
@@ -154,6 +155,15 @@ def test_an_upload_that_is_broken_off_is_a_line_in_the_log_and_no_traceback(serv
             b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.csv"\r\n\r\nabc'
         )
     wait_for(lambda: "/gradio_api/upload was broken off" in log.read_text()[before:])
+    assert "Traceback" not in log.read_text()[before:]
+
+
+def test_an_event_stream_for_a_page_that_has_left_is_a_line_in_the_log_and_no_traceback(server: Server) -> None:
+    log = server.home / "logs" / "server.log"
+    before = len(log.read_text())
+    with contextlib.suppress(http.client.IncompleteRead):
+        ask(server, "GET", "/gradio_api/queue/data?session_hash=gone").read()
+    wait_for(lambda: "/gradio_api/queue/data was broken off" in log.read_text()[before:])
     assert "Traceback" not in log.read_text()[before:]
 
 
