@@ -405,3 +405,25 @@ def test_json_is_read_as_the_standard_library_reads_it(text: str) -> None:
 def test_what_json_has_no_form_for_is_written_in_words() -> None:
     value = {"when": datetime.date(1970, 1, 1), "blob": b"ab", "large": 2**70, "plain": ["é", None, 1.5]}
     assert codec.loads(codec.dumps(value)) == {**value, "when": "1970-01-01", "blob": "<2 bytes>"}
+
+
+def test_squads_nested_articles_become_one_row_a_question(tmp_path: Path) -> None:
+    asked = [
+        {"id": "1", "question": "Where?", "answers": [{"text": "Lima", "answer_start": 14}], "is_impossible": False},
+        {"id": "2", "question": "Who?", "answers": [], "is_impossible": True},
+    ]
+    passages = [{"context": "It happened in Lima.", "qas": asked}, {"context": "Nothing more.", "qas": asked[1:]}]
+    file = {"version": "v2.0", "data": [{"title": "A", "paragraphs": passages}, {"title": "B", "paragraphs": passages}]}
+    reading, rows, _ = read(tmp_path, "train-v2.0.json", json.dumps(file))
+    assert [row.number for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[0].values == {
+        "question": "Where?",
+        "context": "It happened in Lima.",
+        "answers": {"text": ["Lima"], "answer_start": [14]},
+    }
+    assert rows[1].values and rows[1].values["answers"] == {"text": [], "answer_start": []}
+    assert reading.notes == [
+        'The rows are the list under "data".',
+        "Articles with paragraphs and questions, as SQuAD's files have them: each question is one row.",
+    ]
+    assert list(reading.columns) == ["question", "context", "answers"]

@@ -194,8 +194,18 @@ def _elements(file: TextIO, reading: Reading) -> Iterator[Row]:
             if in_list:
                 raise _broken(reading, buffer, buffer.at, f"the list is not closed after row {number}")
             return
-        number += 1
-        yield _element(buffer, reading, number)
+        element = _element(buffer, reading, number + 1)
+        if questions := _squad_questions(element.values):
+            for name in element.values or ():  # the article's own fields are no columns of its questions
+                reading.columns.pop(name, None)
+            for values in questions:
+                number += 1
+                yield reading.good(number, values)
+            if _SQUAD_NOTE not in reading.notes:
+                reading.notes.append(_SQUAD_NOTE)
+        else:
+            number += 1
+            yield element
         mark = buffer.next_mark()
         if mark == ",":
             buffer.at += 1
@@ -204,6 +214,35 @@ def _elements(file: TextIO, reading: Reading) -> Iterator[Row]:
             raise _broken(reading, buffer, buffer.at, problem)
     if buffer.next_mark() not in ("", "}"):
         reading.notes.append("What follows that list in the file was not read.")
+
+
+_SQUAD_NOTE = "Articles with paragraphs and questions, as SQuAD's files have them: each question is one row."
+
+
+def _squad_questions(article: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The questions of one article in SQuAD's nested form, each with its passage; empty for every other element."""
+    paragraphs = article.get("paragraphs") if article else None
+    if not isinstance(paragraphs, list):
+        return []
+    rows = []
+    for paragraph in paragraphs:
+        if not isinstance(paragraph, dict) or not isinstance(paragraph.get("qas"), list):
+            return []
+        for asked in paragraph["qas"]:
+            if not isinstance(asked, dict):
+                return []
+            answers = [each for each in asked.get("answers") or [] if isinstance(each, dict)]
+            rows.append(
+                {
+                    "question": asked.get("question"),
+                    "context": paragraph.get("context"),
+                    "answers": {
+                        "text": [each.get("text") for each in answers],
+                        "answer_start": [each.get("answer_start") for each in answers],
+                    },
+                }
+            )
+    return rows
 
 
 _DECODER = json.JSONDecoder()
