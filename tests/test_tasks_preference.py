@@ -144,7 +144,7 @@ class World:
 def world(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     from tests.tiny import build_adapter
 
-    return World(tiny_llama, build_adapter(tiny_llama, tmp_path_factory.mktemp("tuned"), seed=1))
+    return World(tiny_llama, build_adapter(tiny_llama, tmp_path_factory.mktemp("tuned"), seed=4))
 
 
 def arguments(kind: Any, folder: Path, **over: Any) -> Any:

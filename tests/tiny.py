@@ -140,6 +140,7 @@ def build_adapter(base: Path, folder: Path, *, seed: int, strength: float = 0.3)
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
+    torch.manual_seed(seed)  # A is drawn from the process's random state
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
     )
