@@ -72,12 +72,10 @@ def main() -> None:
             if kind != "csv":
                 chat = home / "datasets" / found.fingerprint / ROWS
         if chat:
-            for name, measured in (
-                ("tokenised", tokenise(chat, options.model, home)),
-                ("prepared", run(chat, options)),
-            ):
-                report[name] = measured
-                say(name, measured)
+            report["tokenised"] = tokenise(chat, options.model, home)
+            say("tokenised", report["tokenised"])
+            report["prepared"] = run(chat, options)
+            say("prepared", report["prepared"])
     report["load_average_after"] = [round(load, 1) for load in psutil.getloadavg()]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "data.json").write_text(json.dumps(report, indent=2) + "\n")
