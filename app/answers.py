@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from app.actions import action_html
 from app.components import duration_text, escape
-from jobs.service.playground import AnswerView, Delta
+from jobs.service.chats import AnswerView, Delta
 
 FINISHES = {
     "end": "",

@@ -23,10 +23,10 @@ from app.preflight import histogram_html, preview_html, report_html
 from app.train.summary import check_line_html
 from jobs.errors import UserError
 from jobs.service import Service
+from jobs.service.chats import AnswerView, Delta
 from jobs.service.datasets import BadRow, DatasetView, Preflight, RowPreview, Segment
 from jobs.service.mending import MendRef
 from jobs.service.planning import Draft
-from jobs.service.playground import AnswerView, Delta
 from storage.files import Home
 
 EVIL = "<script>alert(1)</script> ${1+1} {{value}}"

@@ -15,8 +15,9 @@ from jobs.errors import UserError
 from jobs.inference.client import EngineClient
 from jobs.inference.sampling import Sampling
 from jobs.inference.slot import Slot
+from jobs.service.chats import Delta
 from jobs.service.models import Models
-from jobs.service.playground import Delta, Playground, Status
+from jobs.service.playground import Playground, Status
 from jobs.spec import BaseModelRef
 from storage.db import connect, migrate, write
 from storage.files import Home
@@ -70,14 +71,14 @@ def last(said: list[Status | Delta]) -> dict[int, Delta]:
 def test_base_and_adapters_answer_side_by_side_and_are_kept(
     playground: Playground, base_id: int, adapter_ids: list[int]
 ) -> None:
-    chat = playground.new_chat(base_id, (None, *adapter_ids), WARM)
-    assert playground.chats() == []  # nothing was said in it
-    assert [each.id for each in playground.chats(also=chat.id)] == [chat.id]
+    chat = playground.chats.new(base_id, (None, *adapter_ids), WARM)
+    assert playground.chats.list() == []  # nothing was said in it
+    assert [each.id for each in playground.chats.list(also=chat.id)] == [chat.id]
     said = list(playground.ask(chat.id, "the quick\nfox", WARM))
     assert said[0] == Status(text="Loading tiny-llama")
     panes = [delta.pane for delta in said if isinstance(delta, Delta)]
     assert sorted(panes[:3]) == [0, 1, 2]  # all of them have said something before one says more
-    kept = playground.chat(chat.id)
+    kept = playground.chats.get(chat.id)
     assert kept.title == "the quick fox"
     assert [(a.turn, a.pane, a.adapter_id) for a in kept.answers] == [
         (0, 0, None),
@@ -88,16 +89,16 @@ def test_base_and_adapters_answer_side_by_side_and_are_kept(
         pane: (delta.text, delta.tokens, delta.finish) for pane, delta in last(said).items()
     }
     assert len({a.answer for a in kept.answers}) == 3
-    assert playground.chats()[0].id == chat.id
+    assert playground.chats.list()[0].id == chat.id
 
 
 def test_every_pane_goes_on_from_its_own_answers(playground: Playground, base_id: int, adapter_ids: list[int]) -> None:
-    chat = playground.new_chat(base_id, (None, adapter_ids[0]), WARM)
+    chat = playground.chats.new(base_id, (None, adapter_ids[0]), WARM)
     told = WARM.model_copy(update={"system": "Be brief."})
     for prompt in ("one", "two"):
         list(playground.ask(chat.id, prompt, told))
-    answers = playground.chat(chat.id).answers
-    sample = playground.keep(next(a.id for a in answers if (a.turn, a.pane) == (1, 1)), "  good ")
+    answers = playground.chats.get(chat.id).answers
+    sample = playground.samples.keep(next(a.id for a in answers if (a.turn, a.pane) == (1, 1)), "  good ")
     first = next(a for a in answers if (a.turn, a.pane) == (0, 1))
     assert sample.messages == (
         {"role": "system", "content": "Be brief."},
@@ -111,36 +112,36 @@ def test_every_pane_goes_on_from_its_own_answers(playground: Playground, base_id
 
 
 def test_a_sample_is_made_again_to_the_token(playground: Playground, base_id: int, adapter_ids: list[int]) -> None:
-    chat = playground.new_chat(base_id, (None, adapter_ids[0]), WARM)
+    chat = playground.chats.new(base_id, (None, adapter_ids[0]), WARM)
     list(playground.ask(chat.id, "the ship", WARM))
-    for answer in playground.chat(chat.id).answers:
-        sample = playground.keep(answer.id)
+    for answer in playground.chats.get(chat.id).answers:
+        sample = playground.samples.keep(answer.id)
         for _ in range(2):
             again = last(list(playground.make_again(sample.id)))
             assert again[0].text == answer.answer and again[0].tokens == answer.tokens
-    assert playground.samples()[0].id == sample.id
+    assert playground.samples.list()[0].id == sample.id
     playground.delete_chat(chat.id)
-    assert playground.sample(sample.id).answer == sample.answer  # the sample outlives its chat
+    assert playground.samples.get(sample.id).answer == sample.answer  # the sample outlives its chat
     assert last(list(playground.make_again(sample.id)))[0].text == sample.answer
-    playground.delete_sample(sample.id)
+    playground.samples.delete(sample.id)
     with pytest.raises(UserError, match="no sample"):
-        playground.sample(sample.id)
+        playground.samples.get(sample.id)
 
 
 def test_stop_ends_the_turn_and_keeps_what_was_said(
     playground: Playground, base_id: int, adapter_ids: list[int]
 ) -> None:
     long = Sampling(temperature=1.5, top_p=1, max_tokens=400, seed=1)
-    chat = playground.new_chat(base_id, (None, adapter_ids[0]), long)
+    chat = playground.chats.new(base_id, (None, adapter_ids[0]), long)
     said: list[Status | Delta] = []
     for delta in playground.ask(chat.id, "the captain", long):
         said.append(delta)
         if len(last(said)) == 2 and len(said) == 8:
             playground.stop(chat.id)
-    answers = playground.chat(chat.id).answers
+    answers = playground.chats.get(chat.id).answers
     assert {a.finish for a in answers} <= {"stopped", "end"} and answers[0].tokens < 400
     stopped = next(a for a in answers if a.finish == "stopped")
-    sample = playground.keep(stopped.id)
+    sample = playground.samples.keep(stopped.id)
     again = last(list(playground.make_again(sample.id)))[0]
     assert (again.tokens, again.finish) == (stopped.tokens, "stopped")
     assert again.text.startswith(stopped.answer.rstrip("\ufffd"))
@@ -150,25 +151,25 @@ def test_a_turn_that_waits_for_another_model_can_be_stopped(
     playground: Playground, models: Models, base_id: int, tmp_path: Path
 ) -> None:
     long = Sampling(temperature=1.5, top_p=1, max_tokens=400, seed=1)
-    busy = playground.ask(playground.new_chat(base_id, (None,), long).id, "the captain", long)
+    busy = playground.ask(playground.chats.new(base_id, (None,), long).id, "the captain", long)
     next(busy)
     other = models.add_folder(tiny.build_llama(tmp_path / "waiting"))
-    chat = playground.new_chat(other.id, (None,), WARM)
+    chat = playground.chats.new(other.id, (None,), WARM)
     waiting = playground.ask(chat.id, "hello", WARM)
     assert next(waiting) == Status(text="Waiting until tiny-llama has finished its answer")
     playground.stop(chat.id)
-    assert list(waiting) == [] and playground.chat(chat.id).answers == ()
+    assert list(waiting) == [] and playground.chats.get(chat.id).answers == ()
     busy.close()  # type: ignore[attr-defined]
 
 
 def test_a_listener_who_leaves_stops_the_answer_and_it_is_kept(playground: Playground, base_id: int) -> None:
     long = Sampling(temperature=1.5, top_p=1, max_tokens=400, seed=1)
-    chat = playground.new_chat(base_id, (None,), long)
+    chat = playground.chats.new(base_id, (None,), long)
     answer = playground.ask(chat.id, "the captain", long)
     while not (isinstance(delta := next(answer), Delta) and delta.tokens >= 3):
         pass
     answer.close()  # type: ignore[attr-defined]
-    (kept,) = playground.chat(chat.id).answers
+    (kept,) = playground.chats.get(chat.id).answers
     assert kept.finish == "stopped" and kept.tokens >= 3
     list(playground.ask(chat.id, "and then?", WARM))  # the chat is free again
 
@@ -176,26 +177,26 @@ def test_a_listener_who_leaves_stops_the_answer_and_it_is_kept(playground: Playg
 def test_a_second_tab_cannot_ask_before_the_first_ones_answer_is_kept(
     playground: Playground, base_id: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chat = playground.new_chat(base_id, (None,), WARM)
-    store = playground._store
+    chat = playground.chats.new(base_id, (None,), WARM)
+    store = playground.chats.add_turn
 
     def meanwhile(*values: object) -> None:
         with pytest.raises(UserError, match="still answering"):
             next(iter(playground.ask(chat.id, "from the other tab", WARM)))
         store(*values)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(playground, "_store", meanwhile)
+    monkeypatch.setattr(playground.chats, "add_turn", meanwhile)
     list(playground.ask(chat.id, "one", WARM))
     monkeypatch.undo()
     list(playground.ask(chat.id, "two", WARM))
-    assert [answer.prompt for answer in playground.chat(chat.id).answers] == ["one", "two"]
+    assert [answer.prompt for answer in playground.chats.get(chat.id).answers] == ["one", "two"]
 
 
 def test_a_chat_answers_one_prompt_at_a_time_and_two_chats_at_once(
     playground: Playground, base_id: int, adapter_ids: list[int]
 ) -> None:
     long = Sampling(temperature=1.5, top_p=1, max_tokens=300, seed=1)
-    slow, quick = (playground.new_chat(base_id, (pane,), long) for pane in (None, adapter_ids[0]))
+    slow, quick = (playground.chats.new(base_id, (pane,), long) for pane in (None, adapter_ids[0]))
     answer = playground.ask(slow.id, "the captain", long)
     next(answer)
     with pytest.raises(UserError, match="still answering"):
@@ -216,22 +217,22 @@ def test_a_chat_answers_one_prompt_at_a_time_and_two_chats_at_once(
 
 def test_a_killed_engine_says_so_and_the_next_question_works(playground: Playground, base_id: int) -> None:
     long = Sampling(temperature=1.5, top_p=1, max_tokens=400, seed=1)
-    chat = playground.new_chat(base_id, (None,), long)
+    chat = playground.chats.new(base_id, (None,), long)
     with pytest.raises(UserError, match="ended in the middle of its answer"):
         for said in playground.ask(chat.id, "the captain", long):
             if isinstance(said, Delta):
                 os.kill(playground._slot._seat.client.pid, signal.SIGKILL)  # type: ignore[union-attr, arg-type]
-    assert playground.chat(chat.id).answers == ()
+    assert playground.chats.get(chat.id).answers == ()
     assert last(list(playground.ask(chat.id, "the captain", WARM)))[0].finish
 
 
 def test_another_base_model_takes_the_place_and_says_so(
     playground: Playground, models: Models, base_id: int, tmp_path: Path
 ) -> None:
-    first = playground.new_chat(base_id, (None,), WARM)
+    first = playground.chats.new(base_id, (None,), WARM)
     list(playground.ask(first.id, "hello", WARM))
     plain = models.add_folder(tiny.build_llama(tmp_path / "no-template", template=None))
-    other = playground.new_chat(plain.id, (None,), WARM)
+    other = playground.chats.new(plain.id, (None,), WARM)
     texts = [said.text for said in playground.ask(other.id, "Once upon", WARM) if isinstance(said, Status)]
     assert texts == [
         "Unloaded tiny-llama",
@@ -244,7 +245,7 @@ def test_another_base_model_takes_the_place_and_says_so(
 
 def test_memory_given_up_in_mid_answer_says_why(playground: Playground, base_id: int) -> None:
     long = Sampling(temperature=1.5, top_p=1, max_tokens=400, seed=1)
-    chat = playground.new_chat(base_id, (None,), long)
+    chat = playground.chats.new(base_id, (None,), long)
     with pytest.raises(UserError, match="made room for a training run"):
         for said in playground.ask(chat.id, "the captain", long):
             if isinstance(said, Delta):
@@ -256,11 +257,11 @@ def test_a_deleted_adapter_is_named_and_its_samples_stay(
 ) -> None:
     folder = tiny.build_adapter(tiny_llama, home.run(9) / "adapter", seed=9)
     adapter_id = insert_adapter(engine, home, base_id, folder, "short-lived")
-    chat = playground.new_chat(base_id, (adapter_id,), WARM)
+    chat = playground.chats.new(base_id, (adapter_id,), WARM)
     list(playground.ask(chat.id, "hello", WARM))
-    sample = playground.keep(playground.chat(chat.id).answers[0].id)
+    sample = playground.samples.keep(playground.chats.get(chat.id).answers[0].id)
     models.delete_adapter(adapter_id)
-    assert playground.sample(sample.id).adapter == "deleted adapter"
+    assert playground.samples.get(sample.id).adapter == "deleted adapter"
     with pytest.raises(UserError, match="was deleted"):
         next(playground.make_again(sample.id))
     with pytest.raises(UserError, match="no adapter"):
@@ -272,7 +273,7 @@ def test_a_pane_of_another_base_model_is_refused(
 ) -> None:
     other = models.add_folder(tiny.build_llama(tmp_path / "other"))
     with pytest.raises(UserError, match=r"adapter 1 was trained on tiny-llama, not on other"):
-        playground.new_chat(other.id, (adapter_ids[0],), WARM)
+        playground.chats.new(other.id, (adapter_ids[0],), WARM)
 
 
 def test_what_does_not_chat_is_refused(
@@ -282,10 +283,10 @@ def test_what_does_not_chat_is_refused(
     with write(engine) as session:
         session.get_one(Adapter, sorts).task = "classification"
     with pytest.raises(UserError, match="sorts was trained for Text classification, which does not chat"):
-        playground.new_chat(base_id, (None, sorts), WARM)
+        playground.chats.new(base_id, (None, sorts), WARM)
     encoder = models.add_folder(tiny.build_bert(tmp_path / "encoder"))
     with pytest.raises(UserError, match="encoder reads texts and writes none, so it cannot chat"):
-        playground.new_chat(encoder.id, (None,), WARM)
+        playground.chats.new(encoder.id, (None,), WARM)
 
 
 def test_an_engine_nobody_asks_leaves_memory(tiny_llama: Path, tmp_path: Path) -> None:

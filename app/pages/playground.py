@@ -21,8 +21,9 @@ from app.run_words import talks
 from jobs.errors import UserError
 from jobs.inference.sampling import Sampling
 from jobs.service import Service
+from jobs.service.chats import MOST_PANES, ChatView, Delta
 from jobs.service.models import AdapterView
-from jobs.service.playground import MOST_PANES, ChatView, Delta, Status
+from jobs.service.playground import Status
 
 SLUG = "playground"
 TITLE = "Playground"
@@ -116,7 +117,7 @@ def build(service: Service) -> None:
         return {heads: panes_html(names), history: EMPTY, live: ""}
 
     def earlier(current: int | None) -> Shown:
-        return {chats: chats_html(service.playground.chats(also=current), current)}
+        return {chats: chats_html(service.playground.chats.list(also=current), current)}
 
     def warm(base_id: int | None) -> None:
         """Someone is about to ask: load the model while they write, unless a run in progress wants the machine."""
@@ -130,7 +131,7 @@ def build(service: Service) -> None:
         chat, adapter = None, None
         base_id = query_number(request, "base")
         if (number := query_number(request, "chat")) is not None:
-            chat = service.playground.chat(number)
+            chat = service.playground.chats.get(number)
             base_id = chat.base_model_id
         elif (number := query_number(request, "adapter")) is not None:
             adapter = service.models.adapter(number)
@@ -185,7 +186,7 @@ def build(service: Service) -> None:
         if not base_id:
             raise UserError("Choose a base model first.")
         settings = sampling.read(drawn)
-        number = int(current) if current else service.playground.new_chat(base_id, read_panes(chosen), settings).id
+        number = int(current) if current else service.playground.chats.new(base_id, read_panes(chosen), settings).id
         return {
             asked: text.strip(),
             chat_id: number,
@@ -201,7 +202,7 @@ def build(service: Service) -> None:
         number = int(current)
         finished = {send: gr.Button(visible=True), stop: gr.Button(visible=False), asked: ""}
         try:
-            chat = service.playground.chat(number)
+            chat = service.playground.chats.get(number)
             names = names_of(chat.base_model_id, chat.panes)
             latest: dict[int, Delta] = {}
             status, drawn_at = "Thinking", 0.0
@@ -219,7 +220,7 @@ def build(service: Service) -> None:
             finally:
                 answers.close()  # type: ignore[attr-defined]  # the tab was closed: nobody waits for the rest
             unsaid = {} if latest else {prompt: text, notice: note_html("Stopped before the first word.")}
-            yield {**with_chat(service.playground.chat(number)), **finished, **earlier(number), **unsaid}
+            yield {**with_chat(service.playground.chats.get(number)), **finished, **earlier(number), **unsaid}
         except Exception:
             yield {**finished, live: "", prompt: text}
             raise
@@ -233,7 +234,7 @@ def build(service: Service) -> None:
     @guarded(notice)
     def press(event: gr.EventData) -> Shown:
         pressed = action_of(event)
-        service.playground.keep(pressed.id, pressed.value.strip())
+        service.playground.samples.keep(pressed.id, pressed.value.strip())
         return {notice: '<div class="note good"><p>Kept. It is among your <a href="samples">samples</a>.</p></div>'}
 
     @guarded(notice)

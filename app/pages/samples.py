@@ -15,7 +15,8 @@ from app.components import escape, note_html, page_header, when_text
 from jobs.fields import title_of
 from jobs.inference.sampling import Sampling
 from jobs.service import Service
-from jobs.service.playground import Delta, SampleView
+from jobs.service.chats import Delta
+from jobs.service.samples import SampleView
 
 SLUG = "samples"
 TITLE = "Samples"
@@ -33,17 +34,17 @@ def build(service: Service) -> None:
 
     @guarded(notice)
     def show() -> Shown:
-        return {samples: samples_html(service.playground.samples())}
+        return {samples: samples_html(service.playground.samples.list())}
 
     @guarded(notice)
     def press(request: gr.Request, event: gr.EventData) -> Iterator[Shown]:
         """What is pressed next ends an answer that is being made again."""
         pressed, newest = action_of(event), latest.begin(request)
         if pressed.action == "delete":
-            service.playground.delete_sample(pressed.id)
+            service.playground.samples.delete(pressed.id)
             yield {again: "", **show()}
             return
-        sample = service.playground.sample(pressed.id)
+        sample = service.playground.samples.get(pressed.id)
         yield {again: again_html(sample, "", "Starting the model")}
         last: Delta | None = None
         for news in service.playground.make_again(sample.id):
