@@ -38,9 +38,11 @@ def run(tmp_path: Path) -> Callable[..., RunFiles]:
     return make
 
 
-def test_a_waiting_spare_takes_the_run_and_is_named_before_it_begins(executor: LocalExecutor, run) -> None:
+def test_a_waiting_spare_takes_the_run_and_is_named_before_it_begins(
+    executor: LocalExecutor, run, tmp_path: Path
+) -> None:
     executor.warm()
-    wait_for(lambda: executor.spare_ready)
+    wait_for(lambda: any("ready" in log.read_text() for log in (tmp_path / "logs").glob("child-*.log")))
     files = run()
     identity = executor.start(files.directory, 1)
     assert process.read_identity(files.process) == identity

@@ -95,13 +95,6 @@ class LocalExecutor:
         if time.monotonic() >= self._next_spare:
             self._spare = self._spawn()
 
-    @property
-    def spare_ready(self) -> bool:
-        """The spare has done its imports and waits."""
-        if self._spare is None or self._spare.poll() is not None:
-            return False
-        return "ready\n" in self._startup_log(self._spare.pid).read_text(errors="replace")
-
     def close(self) -> None:
         if self._spare is not None:
             self._spare.kill()  # it holds nothing yet; its imports need not be waited for
