@@ -433,3 +433,61 @@ def test_a_method_on_the_starter_model(name: str, starter: Path, tmp_path: Path)
     losses = [tuned.step() for _ in range(6)]
     assert losses[-1] < losses[0]
     answers_again_when_loaded(tuned, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("name", ["trainable-tokens", "prompt-tuning"])
+def test_a_method_reads_the_tokenizer_of_the_pinned_commit(
+    name: str, bases: dict[str, Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Someone moved on: what the Hub id means today has no tokenizer any more."""
+    import shutil
+
+    import huggingface_hub.constants
+
+    base, pinned, today = bases["llama"], "a" * 40, "b" * 40
+    repository = tmp_path / "models--someone--model"
+    shutil.copytree(base.folder, repository / "snapshots" / pinned)
+    (repository / "snapshots" / today).mkdir()
+    shutil.copy(base.folder / "config.json", repository / "snapshots" / today)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(today)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    chosen = method(name)
+    params = small_params(chosen)
+    if name == "trainable-tokens":
+        params = type(params)(tokens="<|im_start|>")
+    model = chosen.attach(base.fresh(), params, Context(base.task_type, STEPS, "someone/model", pinned))
+    assert model.get_nb_trainable_parameters()[0] == chosen.trainable(params, base.shape)
+    with pytest.raises((OSError, ValueError)):
+        chosen.attach(base.fresh(), params, Context(base.task_type, STEPS, "someone/model", today))
+
+
+@pytest.mark.parametrize("head", ["TOKEN_CLS", "QUESTION_ANS"])
+def test_trainable_tokens_go_beside_heads_that_answer_for_each_token(
+    head: str, bases: dict[str, Base], tmp_path: Path
+) -> None:
+    import torch
+    import transformers
+    from peft import PeftModel
+
+    from jobs.training import heads
+
+    auto = {"TOKEN_CLS": "AutoModelForTokenClassification", "QUESTION_ANS": "AutoModelForQuestionAnswering"}[head]
+    fresh, found = getattr(transformers, auto).from_pretrained(bases["llama"].folder, output_loading_info=True)
+    base = Base(bases["llama"].folder, bases["llama"].shape, fresh, head, tuple(sorted(found["missing_keys"])))
+    tuned = Tuned(method("trainable-tokens"), base)
+    assert set(tuned.new) == set(base.new), "the new head is trained and kept"
+    with torch.no_grad():
+        for parameter in tuned.model.parameters():
+            if parameter.requires_grad:
+                parameter += 1.0
+
+    def said(model: Any) -> Any:
+        with torch.no_grad():
+            return model.eval()(input_ids=rows())[0]
+
+    again = PeftModel.from_pretrained(base.fresh(), tuned.saved(tmp_path))
+    assert not torch.equal(said(again), said(tuned.model))
+    heads.put_back(again, tmp_path)
+    torch.testing.assert_close(said(again), said(tuned.model))
+    assert not torch.equal(said(again), said(base.fresh()))

@@ -30,6 +30,7 @@ class Context:
     task_type: str = "CAUSAL_LM"  # PEFT's word for the kind of model
     total_steps: int = 1
     source: str = ""  # what `from_pretrained` takes for the base model: a folder or a Hub id
+    revision: str | None = None  # the commit of the Hub id that the run is pinned to
 
 
 class Method:

@@ -104,6 +104,7 @@ class PromptTuning(PromptLearning):
                 "prompt_tuning_init": PromptTuningInit.TEXT,
                 "prompt_tuning_init_text": params.text,
                 "tokenizer_name_or_path": context.source,
+                "tokenizer_kwargs": {"revision": context.revision} if context.revision else None,
             }
         return PromptTuningConfig(
             task_type=context.task_type, num_virtual_tokens=params.tokens, num_transformer_submodules=1, **start

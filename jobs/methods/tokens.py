@@ -61,9 +61,13 @@ class TrainableTokens(Method):
         from peft import TrainableTokensConfig, get_peft_model
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(context.source)
+        tokenizer = AutoTokenizer.from_pretrained(context.source, revision=context.revision)
+        # PEFT's own classes for these two ask the config for heads to train, which this one has no field for. The
+        # plain class does not, and jobs.training.heads trains the head.
+        asks = context.task_type in ("TOKEN_CLS", "QUESTION_ANS")
         config = TrainableTokensConfig(
-            task_type=context.task_type, token_indices=token_ids(_split(params.tokens), tokenizer)
+            task_type=None if asks else context.task_type,
+            token_indices=token_ids(_split(params.tokens), tokenizer),
         )
         return get_peft_model(self.prepared(model, params), config)
 

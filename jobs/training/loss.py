@@ -38,7 +38,7 @@ def predicted(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor,
     """
     targets = batch["labels"][:, 1:]
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    before = _virtual_tokens(model)
+    before = virtual_tokens(model)
     if _keeps_logits(model):
         keep = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
         return model(**inputs, logits_to_keep=keep + before, use_cache=False).logits, targets[:, keep]
@@ -60,9 +60,11 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return losses.view(targets.shape)
 
 
-def _virtual_tokens(model: Any) -> int:
+def virtual_tokens(model: Any) -> int:
     """How many positions the method puts before the input. A prefix stands in the cache and is none."""
     config = getattr(model, "active_peft_config", None)
+    if getattr(model, "_adapters_disabled", False):
+        return 0
     return config.num_virtual_tokens if config and config.peft_type in ("PROMPT_TUNING", "P_TUNING") else 0
 
 

@@ -156,7 +156,8 @@ class Attempt:
         setting = replace(setting, prepared=prepared)
         self._say(f"Attaching {method.label}")
         set_seed(spec.training.seed)
-        model = method.attach(model, params, Context(task.peft_task_type, total_steps, spec.base_model.source))
+        context = Context(task.peft_task_type, total_steps, spec.base_model.source, spec.base_model.revision)
+        model = method.attach(model, params, context)
         new = heads.train(model, new) if task.head in READERS else ()
         if spec.training.recompute:
             model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})

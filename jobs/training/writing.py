@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.data.rendering import end_tokens
 from jobs.training.load import pad_token_id
+from jobs.training.loss import virtual_tokens
 
 _TOGETHER = 16  # prompts in one batch
 
@@ -41,10 +42,13 @@ def write(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_
         input_ids[index, place] = torch.tensor(tokens)
         mask[index, place] = 1
     device = next(base.parameters()).device
+    given = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
+    written_after = 0 if reads_first else longest
+    if not reads_first and virtual_tokens(model):
+        model, given, written_after = base, _embedded(model, **given), 0  # what is given as vectors is not repeated
     settings: dict[str, Any] = {"decoder_start_token_id": base.config.decoder_start_token_id} if reads_first else {}
     output = model.generate(
-        input_ids=input_ids.to(device),
-        attention_mask=mask.to(device),
+        **given,
         generation_config=GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
@@ -54,4 +58,22 @@ def write(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_
             **settings,
         ),
     )
-    return list(tokenizer.batch_decode(output[:, 0 if reads_first else longest :], skip_special_tokens=True))
+    return list(tokenizer.batch_decode(output[:, written_after:], skip_special_tokens=True))
+
+
+def _embedded(model: Any, input_ids: Any, attention_mask: Any) -> dict[str, Any]:
+    """A batch padded on the left as vectors, with the method's virtual tokens right before each row's first token.
+
+    PEFT puts them before the padding, so that a row's answer would depend on the lengths of the others.
+    """
+    import torch
+
+    texts = model.get_base_model().get_input_embeddings()(input_ids)
+    virtual = model.get_prompt(batch_size=len(input_ids)).to(texts.dtype)
+    vectors = torch.cat((torch.zeros_like(virtual), texts), dim=1)
+    mask = torch.cat((attention_mask.new_zeros(virtual.shape[:2]), attention_mask), dim=1)
+    first = mask.argmax(dim=1)
+    for row, end in enumerate(first.tolist()):
+        vectors[row, end - virtual.shape[1] : end] = virtual[row]
+        mask[row, end - virtual.shape[1] : end] = 1
+    return {"inputs_embeds": vectors, "attention_mask": mask}
