@@ -368,6 +368,36 @@ def test_several_labels_may_be_an_array_that_pandas_wrote() -> None:
     assert labels_of({"label": "[1 2]"}, mapping) == ("1", "2")
 
 
+@pytest.mark.parametrize(
+    "cell", [str(np.arange(2_000)), str(np.array(["EU"] * 2_000)), "[1, 2, ..., 8]", "['EU'\n 'and' ...]"]
+)
+def test_a_list_whose_middle_numpy_left_out_is_a_bad_row_with_its_reason(cell: str) -> None:
+    with pytest.raises(RowProblem, match=r"its 't' is a list that was shortened to \"...\" when the file was written"):
+        tagged({"w": ["EU"] * 7, "t": cell}, mapped(Shape.TAGGED, tokens="w", tags="t"))
+    with pytest.raises(RowProblem, match="shortened"):
+        labels_of({"label": cell}, mapped(Shape.LABELLED, text="text", label="label"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("['EU', '...', 'and']", ["EU", "...", "and"]),
+        ("['EU ... and' '...']", ["EU ... and", "..."]),
+        ("[ ... ]", ["[", "...", "]"]),
+        ("[EU ... and]", ["[EU", "...", "and]"]),
+    ],
+)
+def test_dots_that_a_text_has_itself_are_words(cell: str, words: list[str]) -> None:
+    mapping = mapped(Shape.TAGGED, tokens="w", tags="t")
+    assert tagged({"w": cell, "t": ["O"] * len(words)}, mapping)[0] == words
+
+
+def test_an_object_that_pandas_wrote_with_its_arrays_is_an_answer() -> None:
+    mapping = mapped(Shape.EXTRACTIVE, question="q", context="c", answers="a")
+    cell = str({"text": np.array(["fox"], dtype=object), "answer_start": np.array([4], dtype=np.int32)})
+    assert extract_of({"q": "who?", "c": "the fox ran", "a": cell}, mapping).answers == (("fox", 4),)
+
+
 def test_a_column_may_be_a_path_into_one_that_holds_objects() -> None:
     row = {"translation": {"en": "a fox", "de": "ein Fuchs"}, "x.y": 1}
     assert value_at(row, "translation.de") == "ein Fuchs" and value_at(row, "x.y") == 1

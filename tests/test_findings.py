@@ -11,19 +11,27 @@ from jobs.data.columns import Mapping, Shape
 from jobs.data.findings import Finding
 from jobs.data.mends import MendRef, mend
 from jobs.data.preflight import check
-from jobs.tasks import task_for
+from jobs.tasks import task, task_for
+from jobs.tasks.base import Task
 from tests.test_mends import CHAT, LABELS, PAIRS, TAGS, turns
 from tests.test_preflight import stored
 from tests.test_tasks import tokenizer
 from tests.tiny import TEMPLATE
 
 
-def found(folder: Path, mapping: Mapping, rows: list[Any], *mends: MendRef, length: int = 512) -> dict[str, Finding]:
+def found(
+    folder: Path,
+    mapping: Mapping,
+    rows: list[Any],
+    *mends: MendRef,
+    length: int = 512,
+    chosen: Task | None = None,
+    template: str = TEMPLATE,
+) -> dict[str, Finding]:
     """Findings by kind; of several of one kind by the mend that helps."""
-    chosen = task_for(mapping.shape)
-    report = check(
-        stored(folder, rows), mapping, chosen, type(chosen).Params(), tokenizer(TEMPLATE), length, mends=mends
-    )
+    chosen = chosen or task_for(mapping.shape)
+    params = type(chosen).Params()
+    report = check(stored(folder, rows), mapping, chosen, params, tokenizer(template), length, mends=mends)
     for finding in report.findings:
         if finding.mend:
             mend(finding.mend)  # there is such a mend
@@ -73,6 +81,57 @@ def test_what_the_settings_cause_is_not_blamed_on_the_data(tmp_path: Path) -> No
     findings = found(tmp_path, PAIRS, list(rows), length=64)
     assert not any(name.startswith("bad") for name in findings)
     assert (findings["cut answers"].count, findings["cut answers"].rows) == (1, (4,))
+
+
+LONG = "the fox " * 100
+MANY = "O " * 200
+
+
+@pytest.mark.parametrize(
+    ("named", "shape", "row", "said"),
+    [
+        ("chat", Shape.PROMPT, {"prompt": "x", "completion": LONG}, "the end of an answer is not learned"),
+        ("dpo", Shape.PREFERENCE, {"prompt": "x", "chosen": "a", "rejected": LONG}, "the end of an answer"),
+        ("text", Shape.TEXT, {"text": LONG}, "the end of the text is not learned"),
+        ("tagging", Shape.TAGGED, {"tokens": LONG, "tags": MANY}, "are not read, and their tags not learned"),
+        ("classification", Shape.LABELLED, {"text": LONG, "label": "a"}, "the text is read up to there"),
+        ("regression", Shape.SCORED, {"text": LONG, "score": 1.5}, "the text is read up to there"),
+        (
+            "answers",
+            Shape.EXTRACTIVE,
+            {"question": "who?", "context": "the dog " + LONG, "answers": "dog"},
+            "the passage is read up to there",
+        ),
+        ("seq2seq", Shape.REWRITE, {"source": LONG, "target": "b"}, "the end of the source, or of what it becomes"),
+    ],
+)
+def test_a_row_that_is_too_long_says_what_its_task_loses(
+    tmp_path: Path, named: str, shape: Shape, row: dict[str, Any], said: str
+) -> None:
+    mapping = Mapping(shape=shape, columns={name: name for name in row})
+    short = dict(
+        zip(row, [str(cell).replace(LONG, "the fox").replace(MANY, "O O") for cell in row.values()], strict=True)
+    )
+    cut = found(tmp_path, mapping, [short, row], chosen=task(named), length=40)["cut answers"]
+    assert (cut.rows, cut.severity) == ((2,), "warn")
+    assert cut.words.startswith("1 row is longer than 40 tokens: ") and said in cut.words
+
+
+def test_an_end_that_is_not_learned_anyway_is_no_loss(tmp_path: Path) -> None:
+    long = turns("u:a", "a:b", "u:c", f"a:{LONG}")
+    unweighted = {"messages": [*long["messages"][:-1], {**long["messages"][-1], "weight": 0}]}
+    assert found(tmp_path, CHAT, [unweighted, long], length=40)["cut answers"].rows == (2,)
+
+
+def test_tools_that_the_template_does_not_show_are_told(tmp_path: Path) -> None:
+    mapping = Mapping(shape=Shape.MESSAGES, columns={"messages": "messages", "tools": "tools"})
+    offered = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    rows = [{**turns("u:a", "a:b"), "tools": offered}, turns("u:c", "a:d"), {**turns("u:e", "a:f"), "tools": []}]
+    unseen = found(tmp_path, mapping, list(rows))["tools"]
+    assert (unseen.count, unseen.rows, unseen.severity) == (1, (1,), "info")
+    assert "has no place" in unseen.words and "ChatML" in unseen.words
+    shows = "{% if tools %}{{ tools | tojson }}{% endif %}" + TEMPLATE
+    assert "tools" not in found(tmp_path, mapping, list(rows), template=shows)
 
 
 def test_special_tokens_written_as_text_are_found_wherever_they_stand(tmp_path: Path) -> None:

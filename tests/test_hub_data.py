@@ -15,6 +15,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from app.dataset.top import top_html
 from jobs.errors import UserError
 from jobs.rpc import RpcClient
 from jobs.service.datasets import Datasets, DatasetView
@@ -50,6 +51,7 @@ OWN = {  # the repository's own files
         "data/train.jsonl": b'{"text": "one"}\n{"text": "two"}\n',
         "data/test.jsonl": b'{"text": "three"}\n',
     },
+    "owner/table": {"train.csv": b"Ann,Rome\nBob,Oslo\n"},
     "owner/script": {"README.md": b"# About", "script.py": b"print('never run')"},
     "owner/pictures": {"a.png": b"\x89PNG"},
 }
@@ -151,7 +153,7 @@ def test_the_parquet_files_of_a_split_become_a_dataset_once(datasets: Datasets, 
     assert [path for path in hub.seen if "/resolve/" in path] == downloads  # the same commit is not fetched again
     test = fetched(datasets, "owner/alpaca", split="test")
     assert first_column(datasets, test) == ["d"] and test.id != view.id
-    with pytest.raises(UserError, match="is no table"):
+    with pytest.raises(UserError, match="came from the Hub, which keeps its files"):
         list(datasets.read_again(view.id, "data"))
 
 
@@ -165,6 +167,13 @@ def test_a_configuration_is_chosen_by_name_and_a_part_of_a_large_split_is_enough
 def test_without_converted_files_the_repository_s_own_are_read(datasets: Datasets, hub: type[StandIn]) -> None:
     assert first_column(datasets, fetched(datasets, "owner/plain")) == ["one", "two"]
     assert first_column(datasets, fetched(datasets, "owner/plain", split="test")) == ["three"]
+
+
+def test_a_table_of_the_hub_is_not_offered_to_be_read_again(datasets: Datasets, hub: type[StandIn]) -> None:
+    view = fetched(datasets, "owner/table")
+    assert view.columns == ("Ann", "Rome") and view.first_row is None
+    assert "The first row is" not in top_html(view)
+    assert "The first row is data" in top_html(view.model_copy(update={"first_row": "header"}))
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.data.columns import Mapping as Columns
 from jobs.data.columns import Shape, value_at
+from jobs.data.conversation import tools
 from jobs.data.mends.base import MendRef, key_of
 from jobs.data.mends.texts import repaired, spellings
+from jobs.data.rendering import has_place_for_tools
 from jobs.data.store import Stored
 from jobs.data.turns import CONTENT_KEYS
 from jobs.data.values import tagged
@@ -53,7 +55,10 @@ _WORDS = {  # of one row, of several
     "drop_bad": ("cannot", "cannot", "be used; below is why."),
 }
 # Reasons that lie in the model or the settings: no mend of the data helps.
-_NOT_THE_DATA = ("its answer begins beyond", "the model's chat template", "an answer calls tools", "the maximum length")
+_NOT_THE_DATA = (
+    *("its answer begins beyond", "its answer lies beyond", "its question leaves no room", "the maximum length"),
+    *("its two answers are the same up to", "the model's chat template", "an answer calls tools"),
+)
 
 
 class Finding(Frozen):
@@ -86,6 +91,8 @@ class Findings:
         self._cut = _Listed()
         self._special = _Listed()
         self._broken_tags = _Listed()
+        self._toolless = _Listed()
+        self._tools = mapping if mapping.columns.get("tools") and not has_place_for_tools(tokenizer) else None
         self._special_texts: Counter[str] = Counter()
         self._first_chars, self._pattern = _special_tokens(tokenizer)
 
@@ -100,18 +107,30 @@ class Findings:
                 self._look_for_special(number, values)
             if isinstance(encoded, RowProblem):
                 continue
+            if self._tools and tools(values, self._tools):
+                self._toolless.add(number)
             self._good_numbers.append(number)
             trained = encoded.trained
             first = _first(trained)
             self._prompts.append(hash(tuple(encoded.input_ids[:first])) if first > 1 else 0)
             self._answers.append(sum(trained) if first >= 0 else -1)
-            if len(trained) > self._length > first >= 0 and any(trained[self._length :]):
-                self._cut.add(number)
             if self._labelled:
                 self._text_keys.append(key_of(values, self._judged))
                 self._label_keys.append(hash(tuple(sorted(encoded.target or ()))))
             elif self._tagged:
                 self._look_at_tags(number, values)
+
+    def shortened(self, number: int, encoded: Encoded, used: Encoded) -> None:
+        """A good row that is longer than the maximum length: note it where that takes something from what is learned.
+
+        A head that judges whole texts, and an encoder, read less of them; else it counts whether answers, texts or
+        tags are lost, which questions without an end are not.
+        """
+        reads_less = self._task.head in ("sequence", "span", "seq2seq")
+        if reads_less or sum(sum(text.trained) for text in encoded.texts) > sum(
+            sum(text.trained) for text in used.texts
+        ):
+            self._cut.add(number)
 
     def _look_for_special(self, number: int, values: dict[str, Any]) -> None:
         assert self._pattern is not None
@@ -146,6 +165,7 @@ class Findings:
             *self._labels(labels, params),
             *self._specials(),
             *self._tags(),
+            *self._unseen_tools(),
             *self._lengths(),
             *self._same_prompts(),
         ]
@@ -226,13 +246,18 @@ class Findings:
             words = f"{_rows(count, 'has', 'have')} a tag that continues an entity which nothing began (I- without B-)."
             yield self._broken_tags.finding("tags", "warn", words, MendRef(name="repair_tags"))
 
+    def _unseen_tools(self) -> Iterator[Finding]:
+        if count := self._toolless.count:
+            words = (
+                f"{_rows(count, 'lists', 'list')} tools, for which the model's chat template has no place: the model "
+                "is not shown them. The Chat template ChatML has one."
+            )
+            yield self._toolless.finding("tools", "info", words, None)
+
     def _lengths(self) -> Iterator[Finding]:
         if count := self._cut.count:
-            words = (
-                f"{_rows(count, 'loses', 'lose')} the end of the answer: longer than {self._length:,} tokens. "
-                "Raise Maximum length to keep it."
-            )
-            yield self._cut.finding("cut answers", "warn", words, None)
+            words = f"{_rows(count, 'is', 'are')} longer than {self._length:,} tokens: {self._loss()} "
+            yield self._cut.finding("cut answers", "warn", f"{words}Raise Maximum length to keep it.", None)
         import numpy as np
 
         answers, numbers = _numpy(self._answers), _numpy(self._good_numbers)
@@ -253,6 +278,21 @@ class Findings:
             if 0 < count < _RARE * len(answers) and usual > 2 * _SHORT_ANSWER:
                 said = f"{_rows(count, 'has', 'have')} {words}"
                 yield Finding(kind=kind, severity="info", words=said, count=count, rows=_first_rows(numbers, where))
+
+    def _loss(self) -> str:
+        """What is lost of a row that is too long, by what the task learns of it."""
+        match self._task.head:
+            case "token":
+                return "words beyond that are not read, and their tags not learned."
+            case "sequence":
+                return "the text is read up to there, and its end does not count."
+            case "span":
+                return "the passage is read up to there, and its end does not count."
+            case "seq2seq":
+                return "the end of the source, or of what it becomes, is lost."
+        if self._task.shapes == (Shape.TEXT,):
+            return "the end of the text is not learned."
+        return "the end of an answer is not learned."
 
     def _same_prompts(self) -> Iterator[Finding]:
         import numpy as np

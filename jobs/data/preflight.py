@@ -183,7 +183,9 @@ def check(
                 reasons[kind if kind in reasons or len(reasons) < REASONS_LISTED else "other reasons"] += 1
                 continue
             good += 1
-            truncated += longest > length
+            if longest > length:
+                truncated += 1
+                findings.shortened(number, result, used)
             tokens += sum(len(text.input_ids) for text in used.texts)
             trained += sum(sum(text.trained) for text in used.texts)
             if len(labels) < LABELS_COUNTED:

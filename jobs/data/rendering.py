@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBE = "graft-probes-the-template"
+_NO_PARAMETERS = {"type": "object", "properties": {}}
 _CALL = {"type": "function", "id": "probe0001", "function": {"name": _PROBE, "arguments": {}}}
+_TOOL = {"type": "function", "function": {"name": _PROBE, "description": "", "parameters": _NO_PARAMETERS}}
 Tools = Sequence[dict[str, Any]]  # JSON schemas of what a conversation may call
 _PLAIN = {"role", "content"}
 
@@ -86,6 +88,14 @@ def render_everything(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], too
     """The whole conversation, all of it to train on. Raises RowProblem."""
     text = _render(tokenizer, _fit(turns, _traits(tokenizer)), tools=tools)
     return Rendered(text, ((0, len(text.rstrip())),))
+
+
+def has_place_for_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template shows the model which tools it may call. True without a template: nothing is hidden."""
+    if not tokenizer.chat_template:
+        return True
+    asked: list[Turn] = [{"role": "user", "content": "Hello"}]
+    return _PROBE in (_try_render(tokenizer, asked, prompt=True, tools=[_TOOL]) or "")
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None) -> frozenset[int]:

@@ -22,6 +22,11 @@ from jobs.errors import RowProblem
 # A list as numpy prints it, and pandas writes it into a CSV: without commas, so that Python reads its texts as one.
 _PRINTED_ITEM = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d*)?"""
 _PRINTED = re.compile(rf"\[\s*(?:{_PRINTED_ITEM})(?:\s+(?:{_PRINTED_ITEM}))+\s*\]")
+# And a long one, whose middle it leaves out: [0 1 2 ... 7 8 9].
+_SHORTENED_ITEM = rf"{_PRINTED_ITEM}|\.\.\."
+_SHORTENED = re.compile(rf"\[\s*(?:{_SHORTENED_ITEM})(?:[\s,]+(?:{_SHORTENED_ITEM}))+[\s,]*\]")
+
+_ARRAY = re.compile(r"\barray\((\[.*?\])(?:, dtype=\w+)?\)", re.DOTALL)  # as pandas writes the lists of an object
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ def labels_of(row: dict[str, Any], mapping: Mapping) -> tuple[str, ...]:
     column = mapping.columns["label"]
     value = _present(row, column)
     if isinstance(value, str):
-        value = _listed(value) if value.lstrip()[:1] == "[" else value
+        value = _listed(value, column) if value.lstrip()[:1] == "[" else value
         if isinstance(value, str) and mapping.separator:
             value = [piece for piece in value.split(mapping.separator) if piece.strip()]
     elif isinstance(value, dict):
@@ -140,7 +145,7 @@ def _label(value: Any, column: str) -> str:
 def _words(row: dict[str, Any], column: str) -> list[str]:
     value = _present(row, column)
     if isinstance(value, str):
-        value = _listed(value) if value.lstrip()[:1] == "[" else value
+        value = _listed(value, column) if value.lstrip()[:1] == "[" else value
         value = value.split() if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(item, str | int) for item in value):
         raise RowProblem(f"its {column!r} is not a list of words ({kind_of(value)})")
@@ -149,8 +154,11 @@ def _words(row: dict[str, Any], column: str) -> list[str]:
     return [whole(str(item)) for item in value]
 
 
-def _listed(text: str) -> Any:
-    """The list that a text writes, as JSON or as Python or numpy prints it; the text itself where it writes none."""
+def _listed(text: str, column: str) -> Any:
+    """The list that a text writes, as JSON or as Python or numpy prints it; the text itself where it writes none.
+
+    Raises RowProblem for a list that was shortened when it was printed: what stood in its middle is lost.
+    """
     try:
         return loads(text)
     except (ValueError, RecursionError):
@@ -160,7 +168,15 @@ def _listed(text: str) -> Any:
             return [ast.literal_eval(item) for item in re.findall(_PRINTED_ITEM, text)]
         found = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
+        shortened = _SHORTENED.fullmatch(text.strip()) and "..." in re.findall(_SHORTENED_ITEM, text)
+        found = ["", ...] if shortened else None
+    if found == [...]:
         return text
+    if isinstance(found, list) and ... in found:
+        raise RowProblem(
+            f'its {column!r} is a list that was shortened to "..." when the file was written: write it again whole, '
+            "such as with json.dumps"
+        )
     return found if isinstance(found, list) else text
 
 
@@ -192,7 +208,7 @@ def _object(text: str) -> Any:
     except (ValueError, RecursionError):
         pass
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(_ARRAY.sub(r"\1", text))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return text
 

@@ -126,7 +126,11 @@ class Datasets:
         """
         view = self.get(dataset_id)
         if view.first_row is None:
-            raise UserError(f"{view.name} is no table, so its first row is a row like any other.")
+            raise UserError(
+                f"{view.name} came from the Hub, which keeps its files; Graft does not. Download it and upload it."
+                if view.format == "hub"
+                else f"{view.name} is no table, so its first row is a row like any other."
+            )
         if view.first_row == first_row:
             yield view
             return
@@ -395,7 +399,7 @@ def _view(row: Dataset, runs: int) -> DatasetView:
         mapping=Mapping.model_validate(row.mapping) if row.mapping else None,
         detected=row.detection["text"],
         sure=row.detection["sure"],
-        first_row=row.detection.get("first_row"),
+        first_row=None if row.format == "hub" else row.detection.get("first_row"),  # its files are not kept
         mends=tuple(MendRef.model_validate(ref) for ref in row.mends),
         created_at=row.created_at,
         runs=runs,

@@ -6,12 +6,13 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from jobs.data import store
 from jobs.data.columns import Mapping, Shape
 from jobs.data.conversation import text_of
+from jobs.data.mends import Mended, mended
 from jobs.data.values import extract_of, tagged, texts_of
 from jobs.errors import RowProblem, UserError
 from jobs.service.runs import Runs
+from jobs.spec import DatasetRef
 from jobs.tasks.rewriting import pair
 
 _LOOKED_AT = 200  # rows of the file, where no evaluation names any
@@ -30,7 +31,7 @@ def rows_to_try(runs: Runs, run_id: int, names: Sequence[str], limit: int = 5) -
     numbers = [each["row"] for each in (evaluation.details.get("samples") or [])] if evaluation else []
     if not data.rows.is_file():
         return [], False
-    found = itertools.islice(_inputs(_rows(data.rows, numbers), data.mapping, names), limit)
+    found = itertools.islice(_inputs(_rows(data, numbers), data.mapping, names), limit)
     return list(found), bool(numbers)
 
 
@@ -43,12 +44,16 @@ def inputs_of(runs: Runs, run_id: int, inputs: dict[str, bool]) -> dict[str, boo
     return {name: must for name, must in inputs.items() if must or name in columns}
 
 
-def _rows(path: Any, numbers: list[int]) -> Iterator[dict[str, Any]]:
+def _rows(data: DatasetRef, numbers: list[int]) -> Iterator[dict[str, Any]]:
+    """The rows of these numbers, or the first, as the run's mends leave them."""
     if not numbers:
-        yield from (row for _, row, _ in itertools.islice(store.read_rows(path), _LOOKED_AT) if row)
+        rows = itertools.islice(mended(data.rows, data.mapping, data.mends), _LOOKED_AT)
+        yield from (row for _, row, _ in rows if row)
+        return
+    kept = Mended(data.rows, data.mapping, data.mends)
     for number in numbers:
-        (_, row, _), _ = store.read_raw(path, number)
-        if row:
+        (_, row, _), _, left_out_by = kept.row(number)
+        if row and not left_out_by:
             yield row
 
 
