@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -52,9 +53,14 @@ OWN = {  # the repository's own files
         "data/test.jsonl": b'{"text": "three"}\n',
     },
     "owner/table": {"train.csv": b"Ann,Rome\nBob,Oslo\n"},
+    "owner/broken": {"train.jsonl": b"{}"},
+    "owner/stalled": {"train.jsonl": b"{}"},
     "owner/script": {"README.md": b"# About", "script.py": b"print('never run')"},
     "owner/pictures": {"a.png": b"\x89PNG"},
 }
+
+
+GOES_ON = threading.Event()  # what the Hub leaves unanswered ends with it
 
 
 class StandIn(BaseHTTPRequestHandler):
@@ -69,8 +75,14 @@ class StandIn(BaseHTTPRequestHandler):
         repository = "/".join(path.removeprefix("/api").removeprefix("/datasets").split("/")[1:3])
         converted = path.endswith("refs/convert/parquet")
         files = CONVERTED.get(repository) if converted else OWN.get(repository)
-        if "gated" in path:
+        if status := re.search(r"/status-(\d+)", path):
+            self._send(b"{}", int(status[1]))
+        elif ("stalled" in repository and "/resolve/" in path) or "silent" in path:
+            GOES_ON.wait(60)
+        elif "gated" in path:
             self._send(b"{}", 403, "GatedRepo")
+        elif "portal" in path:
+            self._send(b"<html>Please log in</html>")
         elif path.startswith("/api/datasets/") and files:
             siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
             self._send(json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode())
@@ -80,6 +92,13 @@ class StandIn(BaseHTTPRequestHandler):
         else:
             name = path.split(f"/resolve/{COMMIT}/")[-1]
             content = (CONVERTED.get(repository, {}) | OWN.get(repository, {})).get(name)
+            if "broken" in repository:
+                self.send_response(200)
+                self.send_header("Content-Length", "1000000")
+                self.end_headers()
+                self.wfile.write(b"{")
+                self.close_connection = True
+                return
             self._send(content or b"", 200 if content else 404, None if content else "EntryNotFound")
 
     def _send(self, body: bytes, status: int = 200, code: str | None = None) -> None:
@@ -87,6 +106,8 @@ class StandIn(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         if code:
             self.send_header("X-Error-Code", code)
+        if status == 429:
+            self.send_header("Retry-After", "120")
         self.end_headers()
         self.wfile.write(body)
 
@@ -102,7 +123,7 @@ def datasets(home: Home) -> Iterator[Datasets]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[dict[str, str]]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The stand-in's environment."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -110,7 +131,10 @@ def server() -> Iterator[dict[str, str]]:
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_HUB_OFFLINE": "0",
         "NO_PROXY": "127.0.0.1",
+        "HF_TOKEN": "",
+        "HF_HOME": str(tmp_path_factory.mktemp("hf")),
     }
+    GOES_ON.set()
     server.shutdown()
     server.server_close()
 
@@ -126,6 +150,15 @@ def hub(server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> type[StandIn
 @pytest.fixture(scope="module")
 def child(server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RpcClient]:
     client = RpcClient("jobs.data.ingest", tmp_path_factory.mktemp("logs") / "ingest.txt", environment=server)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def known_child(server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RpcClient]:
+    """One that has a token, and little patience."""
+    environment = {**server, "HF_TOKEN": "hf_of_somebody", "HF_HUB_ETAG_TIMEOUT": "1"}
+    client = RpcClient("jobs.data.ingest", tmp_path_factory.mktemp("logs") / "ingest.txt", environment=environment)
     yield client
     client.close()
 
@@ -185,8 +218,16 @@ def test_a_table_of_the_hub_is_not_offered_to_be_read_again(datasets: Datasets, 
         ("owner/plain", "", "validation", r"has no file for the split 'validation'"),
         ("owner/script", "", "", r"is made by a program, which Graft never runs"),
         ("owner/pictures", "", "", r"holds no file in a format that Graft reads"),
-        ("owner/gated", "", "", r"accepted its terms"),
-        ("owner/missing", "", "", r"has no dataset 'owner/missing', or it is private"),
+        ("owner/gated", "", "", r"accepted its terms: accept them on its page, then set HF_TOKEN to a token"),
+        ("owner/missing", "", "", r"has no dataset 'owner/missing', or it is private. Check the name. If so, set HF_"),
+        ("owner/status-401", "", "", r"has no dataset 'owner/status-401', or it is private"),
+        ("owner/status-403", "", "", r"does not let you read owner/status-403 \(403\). Ask its owner"),
+        ("owner/status-429", "", "", r"was asked too often .* Try again in 120 seconds. The Hub allows more"),
+        ("owner/status-500", "", "", r"is in trouble and cannot give owner/status-500 now \(500\)"),
+        ("owner/status-503", "", "", r"is in trouble and cannot give owner/status-503 now \(503\)"),
+        ("owner/status-418", "", "", r"refuses to give owner/status-418 \(418\)"),
+        ("owner/portal", "", "", r"does not speak as the Hub does, so owner/portal cannot be fetched. Check the proxy"),
+        ("owner/broken", "", "", r"broke while owner/broken was fetched"),
         ("a b/c", "", "", r"'a b/c' is not a Hub id; it should read owner/name"),
     ],
 )
@@ -200,19 +241,45 @@ def test_what_cannot_be_fetched_is_said_in_one_sentence(
     assert not any("script.py" in path for path in StandIn.seen)
 
 
+@pytest.mark.parametrize(
+    ("hub_id", "said"),
+    [
+        ("owner/gated", r"accept them on its page, with the account that your HF_TOKEN belongs to\."),
+        ("owner/missing", r"For a private one the token in HF_TOKEN must be allowed to read it\."),
+        ("owner/status-401", r"does not know the token in HF_TOKEN: it is mistyped, or was taken back or has expired"),
+        ("owner/status-403", r"give the token in HF_TOKEN the right to read it"),
+        ("owner/status-429", r"Try again in 120 seconds\.$"),
+        ("owner/silent", r"was asked for owner/silent and said nothing for 1 s"),
+        ("owner/stalled", r"was asked for owner/stalled and said nothing for 1 s"),
+    ],
+)
+def test_with_a_token_it_is_said_what_the_token_lacks_and_silence_ends(
+    known_child: RpcClient, tmp_path: Path, hub_id: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        known_child.call("fetch", hub_id=hub_id, config="", split="", datasets=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_hub_id_is_needed(datasets: Datasets) -> None:
     with pytest.raises(UserError, match="There is no Hub id to fetch"):
         list(datasets.add_from_hub(" "))
 
 
-@pytest.mark.parametrize("offline", ["1", "0"])
+@pytest.mark.parametrize(
+    ("offline", "said"),
+    [
+        ("1", "Graft was started with HF_HUB_OFFLINE set, so it does not ask the Hub for owner/name"),
+        ("0", "The Hugging Face Hub does not answer, so owner/name cannot be fetched. Check this machine's connection"),
+    ],
+)
 def test_a_hub_that_does_not_answer_is_said_soon(
-    datasets: Datasets, monkeypatch: pytest.MonkeyPatch, offline: str
+    datasets: Datasets, monkeypatch: pytest.MonkeyPatch, offline: str, said: str
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", offline)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     began = time.monotonic()
-    with pytest.raises(UserError, match=r"The Hugging Face Hub does not answer, so owner/name cannot be fetched"):
+    with pytest.raises(UserError, match=said):
         fetched(datasets, "owner/name")
     assert time.monotonic() - began < 60  # a child that starts on a busy machine, and no retries

@@ -9,16 +9,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path, PurePosixPath
 
+from jobs.data.hub_errors import in_words
 from jobs.data.readers import all_readers
 from jobs.data.readers.parts import Part
 from jobs.errors import UserError
 
-_TIMEOUT = 8.0  # seconds for one answer of the Hub
+_TIMEOUT = 8.0  # seconds for one answer of the Hub, where HF_HUB_ETAG_TIMEOUT says nothing else
 _CONVERTED = (
     "refs/convert/parquet"  # the branch where the Hub keeps every dataset as Parquet: config/split/0000.parquet
 )
@@ -51,21 +52,32 @@ def find(hub_id: str, config: str = "", split: str = "") -> HubData:
 
     Raises UserError within seconds where the Hub does not answer, has no such dataset, or has several to choose from.
     """
-    # huggingface_hub reads these when it is first imported, and would otherwise wait and try again for a minute.
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(_TIMEOUT)))
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RevisionNotFoundError
 
+    def ask(revision: str | None) -> tuple[str, dict[str, int]]:
+        info = api.dataset_info(hub_id, revision=revision, files_metadata=True, timeout=seconds)
+        return str(info.sha), {file.rfilename: file.size or 0 for file in info.siblings or ()}
+
     api = HfApi(library_name="graft")
-    with _in_words(hub_id):
+    seconds = _timeout()
+    with in_words(hub_id, seconds):
         try:
-            info = api.dataset_info(hub_id, revision=_CONVERTED, files_metadata=True, timeout=_TIMEOUT)
-        except RevisionNotFoundError:
-            info = api.dataset_info(hub_id, files_metadata=True, timeout=_TIMEOUT)
-            found = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-            return _own_files(hub_id, str(info.sha), found, config, split)
-    found = {file.rfilename: file.size or 0 for file in info.siblings or () if file.rfilename.endswith(".parquet")}
-    return _converted(hub_id, str(info.sha), found, config, split)
+            try:
+                commit, found = ask(_CONVERTED)
+                converted = True
+            except RevisionNotFoundError:
+                commit, found = ask(None)
+                converted = False
+        except (JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"What answers in the Hugging Face Hub's place does not speak as the Hub does, so {hub_id} cannot be "
+                "fetched. Check the proxy, the log-in page of this network and HF_ENDPOINT."
+            ) from error
+    if not converted:
+        return _own_files(hub_id, commit, found, config, split)
+    found = {name: size for name, size in found.items() if name.endswith(".parquet")}
+    return _converted(hub_id, commit, found, config, split)
 
 
 def _converted(hub_id: str, commit: str, found: dict[str, int], config: str, split: str) -> HubData:
@@ -137,7 +149,7 @@ def fetch(data: HubData, folder: Path, report: Report) -> list[Part]:
     """Download the files into `folder`, each under a number. `report` may raise to end it. Raises UserError."""
     import httpx2
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
     total = max(1, sum(size for _, size in data.files))
     if 2 * total > shutil.disk_usage(folder).free:  # the rows need room as well
@@ -146,12 +158,13 @@ def fetch(data: HubData, folder: Path, report: Report) -> list[Part]:
         )
     done = 0
     parts: list[Part] = []
-    with _in_words(data.hub_id), httpx2.Client(follow_redirects=True, timeout=_TIMEOUT) as client:
+    seconds = _timeout()
+    with in_words(data.hub_id, seconds), httpx2.Client(follow_redirects=True, timeout=seconds) as client:
         for number, (name, _) in enumerate(data.files):
             target = folder / str(number)
             url = hf_hub_url(data.hub_id, name, repo_type="dataset", revision=data.commit)
             with client.stream("GET", url, headers=build_hf_headers(library_name="graft")) as answer:
-                answer.raise_for_status()
+                hf_raise_for_status(answer)
                 with target.open("wb") as file:
                     for chunk in answer.iter_bytes(_CHUNK):
                         file.write(chunk)
@@ -165,29 +178,9 @@ def fetch(data: HubData, folder: Path, report: Report) -> list[Part]:
     return parts
 
 
-@contextmanager
-def _in_words(hub_id: str) -> Iterator[None]:
-    """What goes wrong with the Hub, in one sentence."""
-    import httpx2
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
+def _timeout() -> float:
+    """Seconds that one answer of the Hub may take, by huggingface_hub's own setting where it is set."""
     try:
-        yield
-    except GatedRepoError as error:
-        raise UserError(
-            f"{hub_id} is shown on the Hub only to people who accepted its terms: accept them there and set HF_TOKEN."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"The Hub has no dataset {hub_id!r}, or it is private. Check the name.") from error
-    except HFValidationError as error:
-        raise UserError(f"{hub_id!r} is not a Hub id; it should read owner/name.") from error
-    except (OfflineModeIsEnabled, httpx2.HTTPError, HfHubHTTPError) as error:
-        raise UserError(
-            f"The Hugging Face Hub does not answer, so {hub_id} cannot be fetched. Try again later, or upload its file."
-        ) from error
+        return max(1.0, float(os.environ["HF_HUB_ETAG_TIMEOUT"]))
+    except (KeyError, ValueError):
+        return _TIMEOUT
