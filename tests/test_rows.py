@@ -12,7 +12,7 @@ import pytest
 
 from jobs.training import rows as packed
 from jobs.training.data import split
-from jobs.training.rows import Row, Rows, take
+from jobs.training.rows import Joined, Row, Rows, take
 
 
 def a_row(number: int, length: int = 5, **more: object) -> Row:
@@ -98,3 +98,14 @@ def test_the_split_is_drawn_by_the_seed_in_whole_groups(kinds: int) -> None:
             aside = plain_split(rows, count, seed) if count else []
             assert [row.number for row in validation] == [numbers[index] for index in aside]
             assert [row.number for row in train] == [n for i, n in enumerate(numbers) if i not in set(aside)]
+
+
+def test_several_sequences_of_rows_are_read_as_one() -> None:
+    rows = Rows()
+    for row in ROWS:
+        rows.add(row)
+    joined = Joined(rows[:2], [], rows[3:], ROWS[2:3])
+    assert [row.number for row in joined] == [1, 2, 4, 5, 3]
+    assert (len(joined), joined[-1].number, [row.number for row in joined[1:4]]) == (5, 3, [2, 4, 5])
+    with pytest.raises(IndexError):
+        joined[5]

@@ -328,15 +328,83 @@ def test_kto_is_trls(weights: tuple[float, float], world: World, tmp_path: Path)
 def test_no_prompt_is_mated_with_an_answer_of_its_own_and_thumbs_weigh_the_same(world: World) -> None:
     setting, rows = world.setting("kto", ROWS[:4], PAIRS)
     assert setting.prepared.weights == (1.0, 1.0)
-    for row in rows:
-        for known, own in zip(setting.prepared.known[row.number], (row, row.second), strict=True):
+    for row, mate in zip(rows, setting.prepared.mates(rows), strict=True):
+        for with_other, own in ((mate, row), (mate.second, row.second)):
             prompt = int(own.trained.argmax())
-            assert known.mate.input_ids[:prompt].tolist() == own.input_ids[:prompt].tolist()
-            said = known.mate.input_ids[prompt:].tolist()
+            assert with_other.input_ids[:prompt].tolist() == own.input_ids[:prompt].tolist()
+            said = with_other.input_ids[prompt:].tolist()
             assert said not in (row.input_ids[prompt:].tolist(), row.second.input_ids[prompt:].tolist())
     votes = [VOTES[0], VOTES[2], VOTES[4], VOTES[7]]
     bad, good = world.setting("kto", votes, THUMBS)[0].prepared.weights
     assert (bad, good) == pytest.approx((2.0, 2 / 3))
+
+
+def test_a_mate_is_the_answer_to_another_prompt_where_one_prompt_has_several_rows(world: World) -> None:
+    votes = [VOTES[at] for at in (0, 1, 2, 3, 4, 5, 0, 1)]  # two of each prompt, and the first again at the end
+    setting, rows = world.setting("kto", votes, THUMBS)
+
+    def asked(row: Any) -> bytes:
+        return row.input_ids[: int(row.trained.argmax())].tobytes()
+
+    def said(row: Any) -> bytes:
+        return row.input_ids[int(row.trained.argmax()) :].tobytes()
+
+    for row, mate in zip(rows, setting.prepared.mates(rows), strict=True):
+        assert asked(mate) == asked(row)
+        askers = {asked(other) for other in rows if said(other) == said(mate)}
+        assert askers and asked(row) not in askers
+    batch = task("kto").collate(rows, setting)
+    from jobs.training.loss import answer_log_probs
+
+    with torch.no_grad():
+        mates = {name.removeprefix("mate_"): value for name, value in batch.items() if name.startswith("mate_")}
+        for told, inputs in (("reference", batch), ("mate_reference", mates)):
+            assert torch.allclose(batch[told], answer_log_probs(world.base, inputs), atol=1e-4)
+    one_prompt = [{**vote, "prompt": "Ship?"} for vote in VOTES[:4]]
+    setting, rows = world.setting("kto", one_prompt, THUMBS)  # nothing else is possible
+    assert [said(mate) for mate in setting.prepared.mates(rows)] == [said(rows[at]) for at in (3, 0, 1, 2)]
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_what_is_kept_of_each_row_stays_small(name: str, tmp_path: Path) -> None:
+    """Memory that Python and numpy hold, not the clock: twenty thousand rows against two thousand."""
+    import tracemalloc
+
+    import numpy as np
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from jobs.training.load import Device
+    from jobs.training.rows import Row, Rows
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes))
+    trained = np.array([False, False, True])
+
+    def peak(count: int) -> int:
+        rows = Rows()
+        for number in range(count):
+            one, other = (np.array([1 + number % 50, 2, at], dtype=np.int32) for at in (3, 4))
+            second = Row(number, other, trained) if name == "dpo" else None
+            rows.add(Row(number, one, trained, second, None if second else bool(number % 2)))
+        setting: Any = SimpleNamespace(params=task(name).Params(), pad_token_id=0)
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        task(name).prepare(
+            model,
+            rows[100:],
+            rows[:100],
+            setting,
+            device=Device(torch.device("cpu"), torch.float32),
+            batch_size=250,
+            progress=lambda done, total: None,
+        )
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most - before
+
+    peak(500)  # what is imported and kept once
+    growth = (peak(20_000) - peak(2_000)) / 18_000
+    assert growth < 150, f"{growth:.0f} bytes for each row; one unpacked takes more than a thousand"
 
 
 def test_every_good_answer_is_held_against_every_bad_one() -> None:

@@ -8,8 +8,10 @@ one (those too that change the base as they attach), and a step costs no pass th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from jobs.data.rendering import Rendered, render_answers
 from jobs.data.turns import Turn
@@ -44,40 +46,63 @@ def one_by_one(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, second=None) for row in rows] + [row.second for row in rows if row.second]
 
 
-def reference_log_probs(
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What the untrained model makes of the texts of each row. Numbers in arrays: a million rows take tens of MB."""
+
+    numbers: np.ndarray  # int64, ascending: those of the rows
+    places: np.ndarray  # int64: where each of those rows stands in `log_probs`
+    log_probs: np.ndarray  # float32, [rows, texts]: of a text's trained tokens; NaN where a row has fewer texts
+
+    def places_of(self, rows: Sequence[Row]) -> np.ndarray:
+        """Where rows stand in `log_probs`, in their order: [rows]."""
+        return self.places[np.searchsorted(self.numbers, [row.number for row in rows])]
+
+
+def reference(
     model: Any,
     rows: Sequence[Row],
+    texts_of: Callable[[int], list[Row]],
+    most: int,
     pad_token_id: int,
     *,
     device: Device,
     batch_size: int,
-    progress: Callable[[int], None],
-) -> list[float]:
-    """The log-probability of each row's trained tokens under a model that is not trained yet, in the rows' order.
+    progress: Callable[[int, int], None],
+) -> Reference:
+    """The log-probabilities of the texts that each row has, at most `most`, under a model that is not trained yet.
 
-    Leaves the model in the mode it was in. `progress` is told how many rows are done.
+    `texts_of` makes them from a row's place: they are there while their batch is computed, and at no other time.
+    `batch_size` counts rows of two texts. Leaves the model in the mode it was in.
     """
     import torch
 
     from jobs.training.data import collate
     from jobs.training.loss import answer_log_probs
 
-    found = [0.0] * len(rows)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # little padding
+    numbers = np.fromiter((row.number for row in rows), dtype=np.int64, count=len(rows))
+    lengths = np.fromiter(
+        (max(map(len, texts_of(place))) for place in range(len(rows))), dtype=np.int32, count=len(rows)
+    )
+    found = np.full((len(rows), most), np.nan, dtype=np.float32)
+    order = np.argsort(lengths, kind="stable")  # little padding
+    together = max(1, 2 * batch_size // most)
     training = model.training
     model.eval()
     try:
         with torch.inference_mode(), device.autocast():
-            for start in range(0, len(order), batch_size):
-                places = order[start : start + batch_size]
-                batch = collate([rows[place] for place in places], pad_token_id)
+            for start in range(0, len(order), together):
+                places = order[start : start + together].tolist()
+                texts = {(place, which): text for place in places for which, text in enumerate(texts_of(place))}
+                batch = collate(list(texts.values()), pad_token_id)
                 batch = {name: value.to(device.name) for name, value in batch.items()}
-                for place, value in zip(places, answer_log_probs(model, batch).tolist(), strict=True):
-                    found[place] = value
-                progress(start + len(places))
+                for at, value in zip(texts, answer_log_probs(model, batch).tolist(), strict=True):
+                    found[at] = value
+                progress(start + len(places), len(rows))
     finally:
         model.train(training)
-    return found
+    by_number = np.argsort(numbers)
+    return Reference(numbers[by_number], by_number, found)
 
 
 def answer_lengths(labels: torch.Tensor) -> torch.Tensor:

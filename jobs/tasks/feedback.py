@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from jobs.data.columns import Mapping, Shape
@@ -20,7 +21,7 @@ from jobs.data.templates import Templated
 from jobs.errors import RowProblem
 from jobs.tasks.base import Encoded, Scores, Task
 from jobs.tasks.chat import needs_template
-from jobs.tasks.comparing import cut_both, mean, one_by_one, reference_log_probs, render_since
+from jobs.tasks.comparing import Reference, cut_both, mean, one_by_one, reference, render_since
 
 if TYPE_CHECKING:
     import torch
@@ -31,19 +32,19 @@ if TYPE_CHECKING:
     from jobs.training.objective import Setting
 
 
-@dataclass(frozen=True)
-class _Known:
-    """Of one answer: its log-probability before training; its prompt with another row's answer, and of that, too."""
-
-    reference: float
-    mate: Row
-    mate_reference: float
+_ANSWERS = 2  # that a row has at most; its texts are those, and its mates: its prompt with another row's answers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
-    known: dict[int, tuple[_Known, ...]]  # by row number: of its one answer, or of the better and the worse
+    rows: Sequence[Row]
+    others: np.ndarray  # int64: the place in `rows` of the row whose answers stand in a row's mates
+    reference: Reference  # of each row's answers and mates: [rows, 2 * _ANSWERS]
     weights: tuple[float, float]  # of a bad answer, of a good one
+
+    def mates(self, rows: Sequence[Row]) -> list[Row]:
+        others = self.others[self.reference.places_of(rows)].tolist()
+        return [_mated(row, self.rows[other]) for row, other in zip(rows, others, strict=True)]
 
 
 class KTO(Task):
@@ -119,27 +120,27 @@ class KTO(Task):
         batch_size: int,
         progress: Callable[[int, int], None],
     ) -> Prepared:
-        rows = [*train, *validation]
-        answers = one_by_one(rows)
-        # Row by row, the better answers' mates among the better ones: no prompt meets an answer of its own.
-        mates = [_mated(row, before) for row, before in zip(rows, [rows[-1], *rows[:-1]], strict=True)]
-        every = [*answers, *one_by_one(mates)]
-        found = reference_log_probs(
+        from jobs.training.data import alike
+        from jobs.training.rows import Joined
+
+        rows = Joined(train, validation)
+        others = _with_other_prompts(alike(rows, prompts=True)[0])
+
+        def texts(place: int) -> list[Row]:
+            row = rows[place]
+            return one_by_one([row]) + one_by_one([_mated(row, rows[int(others[place])])])
+
+        found = reference(
             model,
-            every,
+            rows,
+            texts,
+            2 * _ANSWERS if rows[0].second else _ANSWERS,
             setting.pad_token_id,
             device=device,
-            batch_size=2 * batch_size,
-            progress=lambda done: progress(done * len(rows) // len(every), len(rows)),
+            batch_size=batch_size,
+            progress=progress,
         )
-        known: dict[int, tuple[_Known, ...]] = {}
-        for place, answer in enumerate(answers):
-            mate = place + len(answers)
-            known[answer.number] = (
-                *known.get(answer.number, ()),
-                _Known(found[place], every[mate], found[mate]),
-            )
-        return Prepared(known, _weights(train) if setting.params.balance else (1.0, 1.0))
+        return Prepared(rows, others, found, _weights(train) if setting.params.balance else (1.0, 1.0))
 
     def collate(self, rows: Sequence[Row], setting: Setting) -> dict[str, torch.Tensor]:
         import torch
@@ -147,15 +148,15 @@ class KTO(Task):
         from jobs.training.data import collate
 
         prepared: Prepared = setting.prepared
-        seconds = [row for row in rows if row.second]
-        known = [prepared.known[row.number][0] for row in rows] + [prepared.known[row.number][1] for row in seconds]
-        mates = collate([each.mate for each in known], setting.pad_token_id)
-        good = [bool(row.second) or row.target for row in rows] + [False] * len(seconds)
+        known = torch.from_numpy(prepared.reference.log_probs[prepared.reference.places_of(rows)])
+        answers, mates = known.chunk(2, dim=1)  # each [rows, answers]
+        mated = collate(one_by_one(prepared.mates(rows)), setting.pad_token_id)
+        good = [bool(row.second) or row.target for row in rows] + [False for row in rows if row.second]
         return {
             **collate(one_by_one(rows), setting.pad_token_id),
-            **{f"mate_{name}": value for name, value in mates.items()},
-            "reference": torch.tensor([each.reference for each in known]),
-            "mate_reference": torch.tensor([each.mate_reference for each in known]),
+            **{f"mate_{name}": value for name, value in mated.items()},
+            "reference": answers.T.flatten(),
+            "mate_reference": mates.T.flatten(),
             "good": torch.tensor(good),
         }
 
@@ -206,10 +207,25 @@ def answer_losses(ratios: torch.Tensor, strayed: torch.Tensor, good: torch.Tenso
     return 1 - torch.sigmoid(beta * sign * (ratios - strayed))
 
 
+def _with_other_prompts(groups: np.ndarray) -> np.ndarray:
+    """For each row the place of the nearest one before it whose prompt is another: [rows]. The last row stands before
+    the first. Where all have one prompt, the row before it.
+
+    `groups`: the number of each row's prompt. A shift by one row, which TRL makes within a batch, would give a prompt
+    an answer of its own wherever it stands in two rows that follow one another.
+    """
+    before = np.arange(len(groups)) - 1
+    before[0] = len(groups) - 1
+    begins = np.flatnonzero(groups != groups[before])  # here the row before has another prompt
+    if not len(begins):
+        return before
+    # The newest beginning at or before each row; of the rows before the first, the last one's, round the end.
+    newest = begins[np.searchsorted(begins, np.arange(len(groups)), side="right") - 1]
+    return before[newest]
+
+
 def _mated(row: Row, other: Row) -> Row:
     """The row's prompt with the other row's answer; both of them, where they have two."""
-    import numpy as np
-
     prompt, answer = int(row.trained.argmax()), int(other.trained.argmax())
     length = max(len(row.input_ids), len(other.input_ids))  # no longer than any row
     return replace(

@@ -18,7 +18,7 @@ from jobs.data.rendering import Rendered
 from jobs.data.templates import Templated
 from jobs.tasks.base import Encoded, Scores, Task
 from jobs.tasks.chat import needs_template
-from jobs.tasks.comparing import answer_lengths, cut_both, mean, one_by_one, reference_log_probs, render_since
+from jobs.tasks.comparing import Reference, answer_lengths, cut_both, mean, one_by_one, reference, render_since
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from jobs.training.data import Row
     from jobs.training.load import Device
     from jobs.training.objective import Setting
-
-Reference = dict[int, tuple[float, float]]  # by row number: log-probabilities of the better and the worse answer
 
 
 class Preference(Task):
@@ -104,23 +102,26 @@ class DPO(Preference):
         batch_size: int,
         progress: Callable[[int, int], None],
     ) -> Reference:
-        rows = [*train, *validation]
-        found = reference_log_probs(
+        from jobs.training.rows import Joined
+
+        rows = Joined(train, validation)
+        return reference(
             model,
-            one_by_one(rows),
+            rows,
+            lambda place: one_by_one([rows[place]]),
+            2,
             setting.pad_token_id,
             device=device,
-            batch_size=2 * batch_size,
-            progress=lambda done: progress(done // 2, len(rows)),
+            batch_size=batch_size,
+            progress=progress,
         )
-        return {row.number: (found[place], found[place + len(rows)]) for place, row in enumerate(rows)}
 
     def collate(self, rows: Sequence[Row], setting: Setting) -> dict[str, torch.Tensor]:
         import torch
 
         known: Reference = setting.prepared
         batch = super().collate(rows, setting)
-        batch["reference"] = torch.tensor([known[row.number][part] for part in (0, 1) for row in rows])
+        batch["reference"] = torch.from_numpy(known.log_probs[known.places_of(rows)].T.flatten())
         return batch
 
     def loss(

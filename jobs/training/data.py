@@ -91,10 +91,10 @@ def split(rows: Sequence[Row], count: int, seed: int) -> tuple[Sequence[Row], Se
     """
     if count == 0:
         return rows, []
-    group_of, sizes = _alike(rows, prompts=True)
+    group_of, sizes = alike(rows, prompts=True)
     aside, kept = _whole_groups(sizes, count, seed)
     if kept < _ENOUGH * count:
-        group_of, sizes = _alike(rows, prompts=False)
+        group_of, sizes = alike(rows, prompts=False)
         aside, kept = _whole_groups(sizes, count, seed)
     chosen = aside[group_of]
     if not kept:
@@ -126,8 +126,11 @@ def _prompt(row: Row) -> np.ndarray:
     return row.input_ids[:first] if first > 1 else row.input_ids
 
 
-def _alike(rows: Sequence[Row], prompts: bool) -> tuple[np.ndarray, list[int]]:
-    """(for each row the number of its group, in the order of their first rows; how many rows each group has)."""
+def alike(rows: Sequence[Row], prompts: bool) -> tuple[np.ndarray, list[int]]:
+    """(for each row the number of its group, in the order of their first rows; how many rows each group has).
+
+    A group has the same tokens, or with `prompts` the same before the first that is trained.
+    """
     tokens = (_prompt(row) if prompts else row.input_ids for row in rows)
     digests = (hashlib.blake2b(ids.tobytes(), digest_size=8).digest() for ids in tokens)
     keys = np.fromiter((int.from_bytes(digest) for digest in digests), dtype=np.uint64, count=len(rows))

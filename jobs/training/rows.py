@@ -6,6 +6,8 @@ in memory what it has room for. A row is unpacked each time it is asked for, whi
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import struct
 import tempfile
 import threading
@@ -81,6 +83,28 @@ class Rows(Sequence[Row]):
             self._file.seek(begin)
             packed = bytearray(self._file.read(end - begin))  # what can be written to makes arrays that can
         return _unpack(packed)
+
+
+class Joined(Sequence[Row]):
+    """Several sequences of rows as one. Nothing is copied."""
+
+    def __init__(self, *parts: Sequence[Row]) -> None:
+        self._parts = parts
+        self._ends = list(itertools.accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        place = range(len(self))[index]
+        part = bisect.bisect_right(self._ends, place)
+        return self._parts[part][place - (self._ends[part - 1] if part else 0)]
 
 
 def take(rows: Sequence[Row], places: Iterable[int]) -> Sequence[Row]:
