@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow
 import pytest
-from pyarrow import feather, ipc
+from pyarrow import feather, ipc, parquet
 
 from jobs.data import readers
 from jobs.data.formats import sniff
@@ -106,6 +106,69 @@ def test_a_dataset_that_datasets_has_saved_is_read(tmp_path: Path) -> None:
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     _, rows, _ = read(tmp_path / "saved" / "data-00000-of-00001.arrow")
     assert values(rows) == ROWS
+
+
+def test_numbered_classes_get_the_names_that_the_file_has_for_them(tmp_path: Path) -> None:
+    import datasets
+
+    mood, tags = datasets.ClassLabel(names=["neg", "pos"]), datasets.ClassLabel(names=["O", "B-PER"])
+    features = datasets.Features(
+        {
+            "id": datasets.Value("int64"),
+            "label": mood,
+            "ner_tags": datasets.List(tags),
+            "about": {"mood": mood, "text": datasets.Value("string")},
+            "spans": datasets.Sequence({"tag": tags, "start": datasets.Value("int32")}),
+        }
+    )
+    rows = [
+        {
+            "id": 1,
+            "label": number,
+            "ner_tags": [1, 0],
+            "about": {"mood": 0, "text": "a"},
+            "spans": {"tag": [1], "start": [1]},
+        }
+        for number in (1, -1, None)
+    ]
+    made = datasets.Dataset.from_list(rows, features=features)
+    made.to_parquet(tmp_path / "a.parquet")
+    made.save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "a.parquet", tmp_path / "saved" / "data-00000-of-00001.arrow"):
+        reading, found, _ = read(path)
+        first, unlabelled, null = values(found)
+        assert first == {
+            "id": 1,
+            "label": "pos",
+            "ner_tags": ["B-PER", "O"],
+            "about": {"mood": "neg", "text": "a"},
+            "spans": {"tag": ["B-PER"], "start": [1]},
+        }
+        assert unlabelled and null and unlabelled["label"] is None and null["label"] is None
+        assert 'The numbers in "label" are read as the names that the file has for them (neg, pos).' in reading.notes
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"label": {"names": ["neg", "pos"], "num_classes": 2, "_type": "ClassLabel"}},
+        {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}, "tags": [{"names": ["x"], "_type": "ClassLabel"}]},
+        {"label": {"_type": "Value"}},
+        {"label": 7},
+        ["label"],
+        None,
+    ],
+)
+def test_older_and_broken_notes_on_classes_spoil_no_file(tmp_path: Path, features: Any) -> None:
+    about = {"info": {"features": features}} if features else "nothing"
+    table = pyarrow.table({"label": [1, 7], "tags": [[0], [0]]})
+    parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(about)}), tmp_path / "a.parquet")
+    named = isinstance(features, dict) and "names" in str(features["label"])
+    tags = ["x"] if named and len(features) > 1 else [0]
+    assert values(read(tmp_path / "a.parquet")[1]) == [
+        {"label": "pos" if named else 1, "tags": tags},
+        {"label": 7, "tags": tags},
+    ]
 
 
 def test_markdown_is_cut_at_headings_and_nothing_is_lost(tmp_path: Path) -> None:

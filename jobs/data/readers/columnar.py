@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.data.readers.base import Reader, Reading, Row
+from jobs.data.readers.classes import Name, class_names
 from jobs.errors import UserError
 
 _BATCH_ROWS = 256  # a row may be large
@@ -30,8 +31,9 @@ class Parquet(Reader):
             # Without pre-buffering and with a read buffer, pages are read as they are needed, not a row group at once.
             with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
                 reading.add_columns(file.schema_arrow.names)
+                names = class_names(file.schema_arrow.metadata, reading.notes)
                 batches = file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False)
-                yield from _rows(batches, file.metadata.num_rows, reading)
+                yield from _rows(batches, file.metadata.num_rows, reading, names)
         except (pyarrow.ArrowException, OSError) as error:
             raise _broken(reading, "a Parquet", error) from None
 
@@ -60,17 +62,21 @@ class Arrow(Reader):
                     reading.add_columns(file.schema.names)
                     batches = (file.get_batch(place) for place in range(file.num_record_batches))
                     total = sum(file.get_batch(place).num_rows for place in range(file.num_record_batches))
-                    yield from _rows(batches, total, reading)
+                    names = class_names(file.schema.metadata, reading.notes)
+                    yield from _rows(batches, total, reading, names)
                 else:
                     mapped.seek(0)
                     stream = ipc.open_stream(mapped)
                     reading.add_columns(stream.schema.names)
-                    yield from _rows(stream, None, reading, lambda: mapped.tell() / size)
+                    names = class_names(stream.schema.metadata, reading.notes)
+                    yield from _rows(stream, None, reading, names, lambda: mapped.tell() / size)
         except (pyarrow.ArrowException, OSError) as error:
             raise _broken(reading, "an Arrow", error) from None
 
 
-def _rows(batches: Iterable[Any], total: int | None, reading: Reading, progress: Any = None) -> Iterator[list[Row]]:
+def _rows(
+    batches: Iterable[Any], total: int | None, reading: Reading, names: dict[str, Name], progress: Any = None
+) -> Iterator[list[Row]]:
     number = 0
 
     def share() -> float:
@@ -80,6 +86,10 @@ def _rows(batches: Iterable[Any], total: int | None, reading: Reading, progress:
     for whole in batches:
         for start in range(0, whole.num_rows, _BATCH_ROWS):
             batch = whole.slice(start, _BATCH_ROWS).to_pylist()
+            for column, named in names.items():
+                for values in batch:
+                    if column in values:
+                        values[column] = named(values[column])
             rows = [reading.good(place, values) for place, values in enumerate(batch, number + 1)]
             number += len(rows)
             yield rows
