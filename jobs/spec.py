@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jobs.data.columns import Mapping
 from jobs.data.mends.base import MendRef
@@ -79,6 +79,15 @@ class TrainingParams(Frozen):
         title="Validation split (%)",
         description="Share of the rows kept aside to see whether the model learns or only memorises; 0 turns it off.",
     )
+    max_validation_rows: int = Field(
+        2_000,
+        ge=0,
+        le=1_000_000,
+        title="Most validation rows",
+        description="However many the share is, no more rows are kept aside: the rest is trained on. Each evaluation "
+        "reads them all. 0 sets no limit.",
+        json_schema_extra={"advanced": True},
+    )
     early_stop: int = Field(
         3,
         ge=0,
@@ -98,6 +107,13 @@ class TrainingParams(Frozen):
         title="Recompute activations",
         description="Gradient checkpointing: much less memory, about a third slower.",
     )
+    loop: Literal["auto", "plain"] = Field(
+        "auto",
+        title="Training loop",
+        description="Graft's packed loop is the faster one, where it knows model, method and task; the plain one is "
+        "transformers' Trainer, to compare with.",
+        json_schema_extra={"labels": {"auto": "The fastest that applies", "plain": "Plain"}, "advanced": True},
+    )
     leave_out_bad_rows: bool = Field(
         False,
         title="Leave out bad rows",
@@ -108,10 +124,12 @@ class TrainingParams(Frozen):
     )
 
     def validation_rows(self, rows: int) -> int:
-        """How many of `rows` are kept aside: the percentage, at least 1 unless it is 0, never the last training row."""
+        """How many of `rows` are kept aside: the percentage up to the limit, at least 1 unless it is 0, never the last
+        training row."""
         if self.validation_percent == 0 or rows < 2:
             return 0
-        return min(max(1, round(rows * self.validation_percent / 100)), rows - 1)
+        share = max(1, round(rows * self.validation_percent / 100))
+        return min(share, rows - 1, self.max_validation_rows or rows)
 
     def steps(self, train_rows: int) -> int:
         """Optimizer steps of the whole run, as transformers' Trainer counts: an epoch's last step may be smaller."""
@@ -145,7 +163,10 @@ class DatasetRef(Frozen):
 
 
 class RunSpec(Frozen):
-    version: Literal[1] = 1
+    """Version 2 brought a limit to the validation rows. A run of version 1 goes on without one: another split would
+    show it rows that it was trained on."""
+
+    version: Literal[2] = 2
     name: str
     base_model: BaseModelRef
     dataset: DatasetRef
@@ -156,3 +177,10 @@ class RunSpec(Frozen):
     training: TrainingParams = TrainingParams()
     prompts: tuple[str, ...] = ()  # answered by base and tuned model at each checkpoint
     predicted_memory: int | None = None  # bytes
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_1(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("version") != 1 or not isinstance(values.get("training"), dict):
+            return values
+        return values | {"version": 2, "training": {"max_validation_rows": 0} | values["training"]}

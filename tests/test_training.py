@@ -366,6 +366,30 @@ def test_the_split_is_as_large_as_was_shown(rows: int, percent: float, expected:
     assert {row.number for row in train + validation} == set(range(1, rows + 1))
 
 
+def test_a_large_dataset_keeps_no_more_aside_than_the_limit_and_trains_on_the_rest() -> None:
+    assert TrainingParams().validation_rows(1_000_000) == 2_000
+    assert TrainingParams(max_validation_rows=0).validation_rows(1_000_000) == 100_000
+    count = TrainingParams(validation_percent=50, max_validation_rows=5).validation_rows(40)
+    train, validation = split(_rows(*range(40)), count, seed=0)
+    assert (len(train), len(validation)) == (35, 5)
+    assert {row.number for row in train} | {row.number for row in validation} == set(range(1, 41))
+
+
+def test_a_run_from_before_the_limit_goes_on_with_the_split_it_had(tmp_path: Path, tiny_llama: Path) -> None:
+    from jobs.spec import RunSpec
+
+    files = make_run(tmp_path / "run", tiny_llama)
+    old = json.loads(files.spec.read_text()) | {"version": 1}
+    del old["training"]["max_validation_rows"]
+    before = RunSpec.model_validate(old)
+    assert before.training.validation_rows(1_000_000) == 100_000
+    assert RunSpec.model_validate_json(json.dumps(old)) == before
+    assert RunSpec.model_validate_json(before.model_dump_json()) == before, "nor does it lose it when written again"
+    old["training"].pop("validation_percent")
+    new = RunSpec.model_validate(old | {"version": 2})
+    assert new.training.validation_rows(1_000_000) == 2_000
+
+
 def test_the_same_row_twice_is_never_on_both_sides() -> None:
     rows = _rows(*(number // 2 for number in range(40)))
     for seed in range(5):
