@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from jobs.data.columns import Mapping, Shape
+from jobs.data.values import score_of
 from jobs.errors import UserError
 from jobs.service.datasets import Datasets, DatasetView, Preflight, Progress
 from jobs.service.models import Models
 from storage.db import connect, migrate, write
 from storage.files import Home
 from storage.tables import Run
+from tests.workbooks import write_workbook
 
 
 @pytest.fixture
@@ -136,6 +138,26 @@ def test_a_mapping_can_be_mended_and_its_mistakes_are_told_together(datasets: Da
     view = datasets.set_mapping(view.id, chosen)
     assert view.mapping and view.mapping.columns == {"prompt": "answer", "completion": "question"}
     assert view.sure and view.detected.startswith("Chosen by you")
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "xlsx"])
+def test_decimal_commas_are_numbers_and_can_be_overruled(datasets: Datasets, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"kritik.{kind}"
+    rows = [("text", "bewertung"), ("Gut, nah am Meer", "4,5"), ("Laut", "1.234,25"), ("Schlecht", "2")]
+    if kind == "xlsx":
+        write_workbook(path, {"Blatt": [list(row) for row in rows]})
+    else:
+        path.write_text("".join(("\t" if kind == "tsv" else ";").join(row) + "\n" for row in rows), "utf-8")
+    view = added(datasets, path)
+    columns = {"text": "text", "score": "bewertung"}
+    assert view.mapping == Mapping(shape=Shape.SCORED, columns=columns, decimal=",")
+    assert 'with a decimal comma ("1.234,25"); 3 of 3 sampled rows fit' in view.detected and view.sure
+    found = [score_of(row, view.mapping) for row in datasets.sample(view.id)]
+    assert found == [4.5, 1234.25, 2.0]
+    plain = datasets.set_mapping(view.id, Mapping(shape=Shape.SCORED, columns=columns, decimal="."))
+    assert plain.mapping and plain.mapping.decimal == "." and "with commas between thousands" in plain.detected
+    again = datasets.set_mapping(view.id, Mapping(shape=Shape.SCORED, columns=columns))
+    assert again.mapping == view.mapping and again.detected.endswith("with a decimal comma.")
 
 
 def test_a_dataset_is_renamed_and_deleted_with_its_files(datasets: Datasets, tmp_path: Path, home: Home) -> None:

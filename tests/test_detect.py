@@ -104,6 +104,7 @@ def seen(row: dict[str, Any], rows: int = 20) -> Detection:
             "scored",
             {"text": "sentence1", "text_pair": "sentence2", "score": "score"},
         ),
+        ({"text": "a", "score": 4}, "scored", {"text": "text", "score": "score"}),
         ({"review": "a", "rating": 4}, "scored", {"text": "review", "score": "rating"}),
         (
             {"id": "0", "tokens": ["EU", "rejects"], "pos_tags": [1, 2], "ner_tags": [3, 0]},
@@ -169,6 +170,49 @@ def test_labels_in_one_cell_are_told_apart_by_what_stands_between_them() -> None
         [{"text": "words", "label": cell} for cell in ("Paris, France", "Rome, Italy")], ["text", "label"], "csv"
     )
     assert alone.mapping and alone.mapping.separator == ""
+
+
+@pytest.mark.parametrize(
+    ("cells", "decimal", "numbers"),
+    [
+        (["4,5", "3", "2,75"], ",", [4.5, 3.0, 2.75]),
+        (["1.234,5", "12,0", "1.000"], ",", [1234.5, 12.0, 1000.0]),
+        (["-1\u202f234,5", "0,125"], ",", [-1234.5, 0.125]),
+        (["1,234.5", "12,000"], ".", [1234.5, 12000.0]),
+        (["1,234", "12,500"], ".", [1234.0, 12500.0]),
+        (["4.5", "3"], "", [4.5, 3.0]),
+    ],
+)
+def test_numbers_are_read_as_their_column_writes_them(cells: list[str], decimal: str, numbers: list[float]) -> None:
+    found = detect([{"text": "a long day", "score": cell} for cell in cells], ["text", "score"], "csv")
+    assert found.mapping and found.mapping.shape is Shape.SCORED and found.sure
+    assert found.mapping.decimal == decimal
+    assert [score_of({"score": cell}, found.mapping) for cell in cells] == numbers
+    said = {",": "with a decimal comma (", ".": "with commas between thousands (", "": ""}[decimal]
+    assert said in found.text and ("comma" in found.text) == bool(decimal)
+
+
+@pytest.mark.parametrize(
+    ("cell", "decimal", "reason"),
+    [
+        ("4.5", ",", r"is not a number with a decimal comma \('4.5'\)"),
+        ("4,5", ".", r"is not a number \('4,5'\)"),
+        ("4,5", "", r"is not a number \('4,5'\)"),
+        ("1,2,3", ",", r"is not a number with a decimal comma"),
+        ("nan", "", "is not a number"),
+        ("1e999", ".", "is not a number"),
+    ],
+)
+def test_a_number_written_otherwise_is_a_bad_row(cell: str, decimal: Any, reason: str) -> None:
+    mapping = Mapping(shape=Shape.SCORED, columns={"text": "t", "score": "s"}, decimal=decimal)
+    with pytest.raises(RowProblem, match=reason):
+        score_of({"s": cell}, mapping)
+
+
+def test_several_numbered_labels_in_a_cell_are_no_decimals() -> None:
+    cells = ["1,2", "3", "2,3", "1,3"]
+    found = detect([{"text": "a long day", "labels": cell} for cell in cells], ["text", "labels"], "csv").mapping
+    assert found and (found.shape, found.separator) == (Shape.LABELLED, ",")
 
 
 def test_a_column_of_few_short_words_is_a_label_whatever_its_name() -> None:

@@ -20,6 +20,7 @@ from app.preflight import preview_html, report_html
 from jobs.data.columns import ROLES, SHAPE_LABELS, Mapping, Shape
 from jobs.data.detect import columns_for
 from jobs.data.mends import all_mends
+from jobs.data.numbers import Decimal
 from jobs.data.templates import Templated
 from jobs.errors import UserError
 from jobs.fields import number_text
@@ -38,6 +39,7 @@ ICON = ""
 CHECK_AT_ONCE = 20_000_000  # bytes; a larger file is checked when asked
 ALL_ROLES = tuple(dict.fromkeys(role for roles in ROLES.values() for role in roles))
 HEAD_ROWS = 8
+NUMBERS = [("as they look", ""), ("1234.5 or 1,234.5", "."), ("1234,5 or 1.234,5", ",")]
 MISSING = '<header class="page-header"><h1>Dataset</h1><p><a href="datasets">All datasets</a></p></header>'
 
 
@@ -51,6 +53,7 @@ def build(service: Service) -> None:
         )
         with gr.Row(elem_classes="form-grid"):
             roles = {role: gr.Dropdown(label=_role_label(role), interactive=True) for role in ALL_ROLES}
+            decimal = gr.Dropdown(NUMBERS, label="Numbers are written", interactive=True)
         save = gr.Button("Use these columns", variant="primary", elem_classes="fit")
     with gr.Column(visible=False, elem_classes="card check") as check_card:
         markup("<h2>As the model will see it</h2>")
@@ -75,7 +78,7 @@ def build(service: Service) -> None:
     latest = Latest()
     role_boxes = list(roles.values())
 
-    def columns_form(view: DatasetView, shape_value: str, chosen: dict[str, str]) -> Shown:
+    def columns_form(view: DatasetView, shape_value: str, chosen: dict[str, str], written: str = "") -> Shown:
         wanted = ROLES[Shape(shape_value)]
         names = service.datasets.columns(view.id)
         return {
@@ -89,6 +92,7 @@ def build(service: Service) -> None:
                 )
                 for role, box in roles.items()
             },
+            decimal: gr.Dropdown(value=written, visible="score" in wanted),
         }
 
     def everything(view: DatasetView, *, form_open: bool) -> Shown:
@@ -96,7 +100,7 @@ def build(service: Service) -> None:
         return {
             top: top_html(view),
             mapping_card: gr.Column(visible=form_open),
-            **columns_form(view, guess.shape.value, guess.columns),
+            **columns_form(view, guess.shape.value, guess.columns, guess.decimal),
             check_card: gr.Column(visible=view.mapping is not None),
             check_all: gr.Button(visible=view.size_bytes > CHECK_AT_ONCE),
             **mended(view),
@@ -162,15 +166,18 @@ def build(service: Service) -> None:
     def reshape(shape_value: str, request: gr.Request) -> Shown:
         view = service.datasets.get(_id(request))
         if view.mapping and view.mapping.shape.value == shape_value:
-            return columns_form(view, shape_value, view.mapping.columns)
+            return columns_form(view, shape_value, view.mapping.columns, view.mapping.decimal)
         guess = columns_for(Shape(shape_value), list(view.columns), service.datasets.sample(view.id))
         return columns_form(view, shape_value, guess)
 
     @guarded(notice)
-    def save_columns(request: gr.Request, base_id: int | None, shape_value: str, *chosen: str) -> Shown:
+    def save_columns(
+        request: gr.Request, base_id: int | None, shape_value: str, written: Decimal, *chosen: str
+    ) -> Shown:
         wanted = ROLES[Shape(shape_value)]
         columns = {role: name for role, name in zip(roles, chosen, strict=True) if role in wanted and name}
-        view = service.datasets.set_mapping(_id(request), Mapping(shape=Shape(shape_value), columns=columns))
+        mapping = Mapping(shape=Shape(shape_value), columns=columns, decimal=written)
+        view = service.datasets.set_mapping(_id(request), mapping)
         return {
             **everything(view, form_open=False),
             **tasks_of(view, base_id),
@@ -267,9 +274,23 @@ def build(service: Service) -> None:
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
     settings = [base, max_length, task, template]
-    page = [top, mapping_card, shape, *role_boxes, check_card, check_all, mends, trial, head, notice, task, template]
+    page = [
+        top,
+        mapping_card,
+        shape,
+        *role_boxes,
+        decimal,
+        check_card,
+        check_all,
+        mends,
+        trial,
+        head,
+        notice,
+        task,
+        template,
+    ]
     loaded = gr.on(None, show, inputs=[], outputs=[*page, base], **quiet)
-    saved = save.click(save_columns, [base, shape, *role_boxes], page, **quiet)
+    saved = save.click(save_columns, [base, shape, decimal, *role_boxes], page, **quiet)
     rebased = base.input(choose_base, base, [task, template, notice], **quiet)
     retasked = task.input(choose_task, task, [template, notice], **quiet)
     for seen in (loaded, saved, rebased, retasked):
@@ -281,7 +302,7 @@ def build(service: Service) -> None:
     top.click(press, None, [top, mapping_card, left, notice], **quiet).then(
         None, left, None, js="(page) => { if (page) window.location.assign(page); }"
     )
-    shape.input(reshape, shape, [shape, *role_boxes, notice], **quiet)
+    shape.input(reshape, shape, [shape, *role_boxes, decimal, notice], **quiet)
     before.click(step(-1), [row, *settings], [row, preview], **quiet)
     after.click(step(+1), [row, *settings], [row, preview], **quiet)
     gr.on([row.submit, row.blur], look, [row, *settings], [preview], **quiet)

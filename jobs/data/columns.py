@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
+from jobs.data.numbers import Decimal
 from jobs.frozen import Frozen
 
 
@@ -53,6 +54,7 @@ class Mapping(Frozen):
     shape: Shape
     columns: dict[str, str]  # role -> column name, or a path into a column that holds objects: "translation.de"
     separator: str = ""  # stands between the labels of one cell, where a cell holds several
+    decimal: Decimal = ""  # how a score is written
 
     def missing(self) -> list[str]:
         """Required roles that have no column."""
@@ -155,6 +157,7 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "score": (
         *("score", "similarity", "similarity score", "rating", "stars", "grade", "value", "quality", "points", "price"),
         *("relevance", "strength", "intensity", "valence"),
+        *("bewertung", "wertung", "punkte", "sterne", "note", "nota", "voto", "puntuación", "valoración", "cijfer"),
     ),
     "tokens": ("tokens", "words", "token"),
     "tags": ("ner tags", "tags", "pos tags", "bio tags", "chunk tags", "labels", "ner", "token labels", "label", "tag"),
@@ -197,6 +200,7 @@ _VALUES_TOO = frozenset(
             "like",
         ),
         *("liked", "desirable", "neutral", "original", "value", "kind", "group", "type", "price", "points"),
+        *("note", "nota", "voto"),
     )
 )
 KNOWN_NAMES = frozenset(name for names in SPELLINGS.values() for name in names) - _VALUES_TOO

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from jobs.data.columns import ROLES, SHAPE_LABELS, SPELLINGS, Mapping, Shape, column_paths, plain_name
 from jobs.data.guesses import ABOUT, CLEAR, VAGUE, Guess, Look, guesses, is_text, separator
+from jobs.data.numbers import Decimal, decimal_of
 from jobs.data.values import check_row
 from jobs.errors import RowProblem
 from jobs.frozen import Frozen
@@ -118,6 +119,11 @@ def columns_for(shape: Shape, columns: list[str], rows: list[dict[str, Any]]) ->
 def separator_of(rows: list[dict[str, Any]], column: str) -> str:
     """What stands between the labels of one cell; "" where every cell holds one, or lists."""
     return separator(Look(rows, [column]).values(column))
+
+
+def numbers_of(rows: list[dict[str, Any]], column: str) -> Decimal:
+    """How the column writes its numbers."""
+    return decimal_of(Look(rows, [column]).values(column))
 
 
 def _fits(row: dict[str, Any], mapping: Mapping) -> bool:

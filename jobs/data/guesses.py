@@ -12,6 +12,7 @@ from typing import Any
 
 from jobs.data.columns import ABSENT, LANGUAGES, SPELLINGS, Mapping, Shape, column_paths, plain_name, value_at
 from jobs.data.conversation import CONTENT_KEYS, ROLE_KEYS, turn_items
+from jobs.data.numbers import decimal_of, is_number, number
 from jobs.data.preferences import thumb
 from jobs.errors import RowProblem
 
@@ -67,16 +68,6 @@ class Look:
 
 def is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and not is_number(value)
-
-
-def is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return False
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_written(value: Any) -> bool:
@@ -275,11 +266,22 @@ def _scored(look: Look) -> Guess | None:
     score = by_name or look.named("label")
     if not score or look.share(score, is_number) < 0.5 or not (texts := _judged(look, score)):
         return None
-    whole = all(float(value).is_integer() for value in look.values(score) if is_number(value))
+    values = look.values(score)
+    decimal = decimal_of(values)
+    numbers = [found for value in values if (found := number(value, decimal)) is not None]
+    if len(numbers) < 0.5 * len(look.rows):
+        return None
+    whole = all(found.is_integer() for found in numbers)
     if whole and not by_name:
         return None  # numbers for names
-    mapping = Mapping(shape=Shape.SCORED, columns={**texts, "score": score})
-    return Guess(mapping, f'Scores: "{score}" is a number for {_quoted(texts)}', CLEAR if not whole else LIKELY)
+    if decimal and not by_name and separator(values):
+        return None  # numbers for names, several in a cell
+    mapping = Mapping(shape=Shape.SCORED, columns={**texts, "score": score}, decimal=decimal)
+    said = f'Scores: "{score}" is a number for {_quoted(texts)}'
+    if decimal:
+        shown = max((str(value).strip() for value in values if "," in str(value)), key=len)
+        said += f' with {"a decimal comma" if decimal == "," else "commas between thousands"} ("{shown[:20]}")'
+    return Guess(mapping, said, CLEAR if not whole else LIKELY)
 
 
 def _labelled(look: Look) -> Guess | None:
@@ -288,7 +290,7 @@ def _labelled(look: Look) -> Guess | None:
         if not label or look.share(label, _is_label) < 0.5 or not (texts := _judged(look, label)):
             continue
         values = look.values(label)
-        if any(is_number(value) and not float(value).is_integer() for value in values):
+        if any((found := number(value)) is not None and not found.is_integer() for value in values):
             continue
         parted_by = separator(values)
         listed = parted_by or any(isinstance(value, list) for value in values)
@@ -342,7 +344,8 @@ def _text(look: Look) -> Guess | None:
     if named:
         others = [column for column in look.texts if column != named and plain_name(column) not in ABOUT]
         mapping = Mapping(shape=Shape.TEXT, columns={"text": named})
-        return Guess(mapping, f'Plain text in the column "{named}"', VAGUE if others else CLEAR)
+        strength = VAGUE if others else LIKELY if _scored(look) else CLEAR
+        return Guess(mapping, f'Plain text in the column "{named}"', strength)
     column = look.texts[0]
     mapping = Mapping(shape=Shape.TEXT, columns={"text": column})
     if len(look.columns) == 1:

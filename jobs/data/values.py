@@ -7,7 +7,6 @@ RowProblem. Reasons are worded as in jobs.data.conversation.
 from __future__ import annotations
 
 import ast
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from jobs.data.codec import loads
 from jobs.data.columns import ABSENT, Mapping, Shape, value_at
 from jobs.data.conversation import conversation, text_of, tools
+from jobs.data.numbers import number
 from jobs.data.preferences import feedback_of, pair_of
 from jobs.data.turns import kind_of, whole
 from jobs.errors import RowProblem
@@ -65,12 +65,10 @@ def labels_of(row: dict[str, Any], mapping: Mapping) -> tuple[str, ...]:
 def score_of(row: dict[str, Any], mapping: Mapping) -> float:
     column = mapping.columns["score"]
     value = _present(row, column)
-    try:
-        score = float(value) if isinstance(value, str | int | float) else math.nan
-    except ValueError:
-        raise RowProblem(f"its {column!r} is not a number ({str(value)[:40]!r})") from None
-    if not math.isfinite(score):
-        raise RowProblem(f"its {column!r} is not a number ({str(value)[:40]!r})")
+    score = float(value) if isinstance(value, bool) else number(value, mapping.decimal)
+    if score is None:
+        how = " with a decimal comma" if mapping.decimal == "," else ""
+        raise RowProblem(f"its {column!r} is not a number{how} ({str(value)[:40]!r})")
     return score
 
 

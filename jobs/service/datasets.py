@@ -24,7 +24,7 @@ from sqlalchemy.exc import IntegrityError
 
 from jobs.data import store
 from jobs.data.columns import ROLES, Mapping, column_paths
-from jobs.data.detect import separator_of
+from jobs.data.detect import numbers_of, separator_of
 from jobs.data.findings import Finding
 from jobs.data.ingest import Ingested
 from jobs.data.mends import MendPreview, MendRef, fitting
@@ -44,7 +44,7 @@ __all__ = ["BadRow", "DatasetView", "Datasets", "Finding", "MendRef", "Preflight
 
 _CELL_CHARS = 200
 _SAMPLED_ROWS = 200
-_REPORT_VERSION = 3  # raise it when `encode` or the report changes, so that kept reports are made anew
+_REPORT_VERSION = 4  # raise it when `encode` or the report changes, so that kept reports are made anew
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -192,7 +192,10 @@ class Datasets:
         return _view(*found)
 
     def set_mapping(self, dataset_id: int, mapping: Mapping) -> DatasetView:
-        """The person overrules what was detected. Raises UserError for missing roles or unknown columns."""
+        """The person overrules what was detected; how numbers are written is found by looking unless it is said.
+
+        Raises UserError for missing roles or unknown columns.
+        """
         view = self.get(dataset_id)
         columns = {role: column for role, column in mapping.columns.items() if column}
         known = self.columns(dataset_id)
@@ -207,13 +210,17 @@ class Datasets:
         ]
         UserError.raise_all(problems)
         chosen = ", ".join(f'{role} is "{column}"' for role, column in columns.items())
-        separator = separator_of(self.sample(dataset_id), columns["label"]) if "label" in columns else ""
+        sample = self.sample(dataset_id)
+        separator = separator_of(sample, columns["label"]) if "label" in columns else ""
+        decimal = (mapping.decimal or numbers_of(sample, columns["score"])) if "score" in columns else ""
+        how = {".": ", with commas between thousands", ",": ", with a decimal comma"}.get(decimal, "")
         fit = {each.name for each in fitting(mapping.shape)}
         with write(self._engine) as session:
             row = session.get_one(Dataset, dataset_id)
-            row.mapping = Mapping(shape=mapping.shape, columns=columns, separator=separator).model_dump(mode="json")
+            kept = Mapping(shape=mapping.shape, columns=columns, separator=separator, decimal=decimal)
+            row.mapping = kept.model_dump(mode="json")
             row.mends = [ref.model_dump(mode="json") for ref in view.mends if ref.name in fit]
-            row.detection = {**row.detection, "text": f"Chosen by you: {chosen}.", "sure": True}
+            row.detection = {**row.detection, "text": f"Chosen by you: {chosen}{how}.", "sure": True}
         return self.get(dataset_id)
 
     def rename(self, dataset_id: int, name: str) -> DatasetView:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jobs.data.columns import KNOWN_NAMES, plain_name
+from jobs.data.numbers import is_number
 from jobs.data.readers.base import Reading
 
 
@@ -20,16 +21,8 @@ def looks_like_header(fields: list[str]) -> bool:
     if any(plain_name(cell) in KNOWN_NAMES for cell in cells):
         return True
     return not any(
-        len(cell) > 60 or "\n" in cell or cell.endswith((".", "?", "!")) or _is_number(cell) for cell in cells
+        len(cell) > 60 or "\n" in cell or cell.endswith((".", "?", "!")) or is_number(cell) for cell in cells
     )
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _numbered(count: int, reading: Reading) -> list[str]:
