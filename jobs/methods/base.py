@@ -31,6 +31,7 @@ class Context:
     total_steps: int = 1
     source: str = ""  # what `from_pretrained` takes for the base model: a folder or a Hub id
     revision: str | None = None  # the commit of the Hub id that the run is pinned to
+    narrow: bool = False  # what is not quantized stays in the precision it was loaded in (the packed loop)
 
 
 class Method:
@@ -45,6 +46,7 @@ class Method:
     merges: ClassVar[bool] = True  # into the base's own weights: then it costs nothing when answering
     slows_answers: ClassVar[bool] = True  # while it is not merged
     trains_base: ClassVar[bool] = False  # every weight of it: then it is held in 32 bits, and saved whole
+    packs: ClassVar[bool] = False  # trains in the packed loop (jobs.loops), which knows LoRA's matrices
     recomputes: ClassVar[bool] = True  # trains with recomputed activations, too
     task_types: ClassVar[tuple[str, ...]] = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
@@ -108,9 +110,13 @@ class Method:
             llm_int8_skip_modules=_NOT_QUANTIZED,  # for 4 bits, too
         )
 
-    def prepared(self, model: PreTrainedModel, params: Any) -> PreTrainedModel:
-        """The loaded base, ready to have something put beside it: where it is quantized, the rest of it in 32 bits."""
+    def prepared(self, model: PreTrainedModel, params: Any, narrow: bool = False) -> PreTrainedModel:
+        """The loaded base, ready to have something put beside it: where it is quantized, the rest of it in 32 bits,
+        unless it is to stay `narrow`."""
         if self.quantization(params) == "none":
+            return model
+        if narrow:
+            model.requires_grad_(False)
             return model
         from peft import prepare_model_for_kbit_training
 

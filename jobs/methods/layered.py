@@ -82,4 +82,4 @@ class LayerMethod(Method):
         from peft import get_peft_model
 
         names = [module.name for module in self.modules(params, linears_of(model))]
-        return get_peft_model(self.prepared(model, params), self.config(params, names, context))  # type: ignore[arg-type]
+        return get_peft_model(self.prepared(model, params, context.narrow), self.config(params, names, context))  # type: ignore[arg-type]

@@ -58,6 +58,7 @@ class LoRA(LayerMethod):
     help = "Trains two small matrices beside each chosen layer. The safe choice: fast, small, merges into the base."
     order = 10
     sizes: ClassVar = {"r": (8, 16, 32), "alpha": (16, 32, 64), "dropout": (0, 0, 0.05)}
+    packs = True
 
     class Params(BaseWeights, TargetParams, RankParams):
         pass

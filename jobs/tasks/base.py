@@ -127,6 +127,7 @@ class Task:
 
     rate_scale: ClassVar[float] = 1.0  # what its learning rate is of the method's usual one
     sequences: ClassVar[int] = 1  # texts of the maximum length that one row puts through the model at once
+    packs: ClassVar[bool] = False  # its loss is the sum of its tokens' losses, so the packed loop can train it
     follows_steps: ClassVar[bool] = False  # whether `step_values` has something to tell
 
     class Params(Frozen):

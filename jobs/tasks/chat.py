@@ -25,6 +25,7 @@ class Chat(Task):
     label = "Chat"
     help = "Teaches the model to answer as the assistant in your conversations does."
     order = 10
+    packs = True
     shapes = (Shape.MESSAGES, Shape.SHAREGPT, Shape.INSTRUCTION, Shape.PROMPT, Shape.PREFERENCE, Shape.REWRITE)
     borrowed: ClassVar[tuple[Shape, ...]] = (Shape.PREFERENCE, Shape.REWRITE)
 

@@ -20,6 +20,7 @@ class Text(Task):
     label = "Plain text"
     help = "Teaches the model to write on in the style and words of your texts. Works without a chat template."
     order = 20
+    packs = True
     shapes = (Shape.TEXT,)
     adds_special_tokens = True  # a beginning token, where the model was trained with one
 

@@ -87,14 +87,7 @@ class Monitor:
 
         Raises LossIsNotANumber.
         """
-        seconds = time.perf_counter() - self._mark
-        self._step_seconds.append(seconds)
-        self.progress = self.progress.model_copy(update={"step": step})
-        self.current_step = step
-        if not math.isfinite(loss):
-            raise LossIsNotANumber(step)
-        self._report(step, loss, learning_rate, grad_norm, tokens / seconds)
-
+        self.report(step, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm, tokens=tokens)
         last = step >= self._job.total_steps
         stopping = not last and bool(self._stop)
         evaluating = step in self._evaluations and not stopping
@@ -120,6 +113,27 @@ class Monitor:
         if self.ended is None:
             self.current_step = step + 1
         return self.ended is None
+
+    def due(self, step: int) -> bool:
+        """Whether `step_done` must see the weights as they are after this step. Where not, a loop may begin the next
+        step and `report` this one later."""
+        return (
+            step in self._evaluations
+            or step >= self._job.total_steps
+            or bool(self._stop)
+            or time.perf_counter() - self._saved >= CHECKPOINT_SECONDS
+        )
+
+    def report(self, step: int, *, loss: float, learning_rate: float, grad_norm: float | None, tokens: int) -> None:
+        """Tell what a step brought; nothing else follows from it. Raises LossIsNotANumber."""
+        now = time.perf_counter()
+        seconds, self._mark = now - self._mark, now
+        self._step_seconds.append(seconds)
+        self.progress = self.progress.model_copy(update={"step": step})
+        self.current_step = step
+        if not math.isfinite(loss):
+            raise LossIsNotANumber(step)
+        self._report(step, loss, learning_rate, grad_norm, tokens / seconds)
 
     @property
     def adapter_step(self) -> int | None:

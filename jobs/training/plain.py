@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from jobs.training.data import Row, epoch_order
 from jobs.training.loop import Job
 from jobs.training.monitor import Monitor
-from jobs.training.schedule import make_optimizer
+from jobs.training.schedule import make_optimizer, parameter_groups
 
 
 def train(job: Job, monitor: Monitor) -> None:
@@ -75,7 +75,7 @@ class _PlainTrainer(Trainer):
             args=arguments,
             data_collator=self._collate,
             train_dataset=job.train,  # type: ignore[arg-type]
-            optimizers=make_optimizer(job),
+            optimizers=make_optimizer(job, parameter_groups(job)),
             callbacks=[_Steps(self, job, monitor)],
         )
         self.remove_callback(PrinterCallback)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs import methods, tasks
+from jobs import loops, methods, tasks
 from jobs.data.columns import Shape
 from jobs.data.mends import Mended, mended
 from jobs.data.store import count_rows
@@ -24,7 +24,7 @@ from jobs.errors import UserError
 from jobs.events import EventLog, Phase, Started
 from jobs.files import write_whole
 from jobs.hardware import this_machine
-from jobs.methods.base import Context
+from jobs.methods.base import Context, Method
 from jobs.result import Result
 from jobs.rundir import RunFiles
 from jobs.spec import RunSpec
@@ -89,7 +89,7 @@ class Attempt:
         files = self._files
         spec = self._spec = _read_spec(files.spec)
         checkpoints = self._checkpoints = Checkpoints(files.checkpoints)
-        job, prompts, left_out = self._prepare(spec, checkpoints)
+        job, prompts, left_out, choice = self._prepare(spec, checkpoints)
         monitor = self._monitor = Monitor(job, self._events, checkpoints, prompts, self._stop)
         self._events.append(
             Started(
@@ -101,17 +101,18 @@ class Attempt:
                 left_out_rows=left_out,
                 trainable_parameters=self._trainable,
                 total_parameters=self._total,
-                hardware=this_machine().model_dump() | {"dtype": str(job.device.dtype).removeprefix("torch.")},
+                hardware=this_machine().model_dump()
+                | {"dtype": str(job.device.dtype).removeprefix("torch."), "loop": choice.loop, "loop_why": choice.why},
                 packages=_packages(),
             )
         )
         if job.progress.step < job.total_steps and not self._early_before(job):
             self._give_up_if_asked()
-            loop = self._loop or _plain
+            loop = self._loop or _loop(choice.loop)
             loop(job, monitor)
         return monitor
 
-    def _prepare(self, spec: RunSpec, checkpoints: Checkpoints) -> tuple[Job, FixedPrompts, int]:
+    def _prepare(self, spec: RunSpec, checkpoints: Checkpoints) -> tuple[Job, FixedPrompts, int, loops.Choice]:
         import torch
         from transformers import set_seed
 
@@ -133,6 +134,7 @@ class Attempt:
             samples=_samples(spec, task, tokenizer, validation),
         )
         total_steps = spec.training.steps(len(train))
+        newest = checkpoints.newest()
         self._say(f"Loading {spec.base_model.name}")
         set_seed(spec.training.seed)  # a new head is drawn at random
         model, new = load.load_model(
@@ -154,12 +156,20 @@ class Attempt:
             progress=self._teller("Reading with the base model"),
         )
         setting = replace(setting, prepared=prepared)
+        choice = self._choose(spec, task, method, params, model, device, newest)
+        logger.info(choice.why)
         self._say(f"Attaching {method.label}")
         set_seed(spec.training.seed)
-        context = Context(task.peft_task_type, total_steps, spec.base_model.source, spec.base_model.revision)
+        context = Context(
+            task.peft_task_type,
+            total_steps,
+            spec.base_model.source,
+            spec.base_model.revision,
+            narrow=choice.loop == "packed",
+        )
         model = method.attach(model, params, context)
         new = heads.train(model, new) if task.head in READERS else ()
-        if spec.training.recompute:
+        if spec.training.recompute and choice.loop == "plain":
             model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
         self._trainable, self._total = model.get_nb_trainable_parameters()  # knows how many a 4-bit tensor holds
         as_chat = Shape.TEXT not in task.shapes and bool(tokenizer.chat_template)
@@ -170,7 +180,6 @@ class Attempt:
                 prompts.answer_as_base()  # later it is gone
             except Exception:
                 logger.exception("The base model could not answer the fixed prompts; training goes on.")
-        newest = checkpoints.newest()
         if newest:
             self._say(f"Going on after step {newest.step:,}")
             newest.restore(method, model)
@@ -189,7 +198,7 @@ class Attempt:
             state=newest.state if newest else None,
             new=new,
         )
-        return job, prompts, left_out
+        return job, prompts, left_out, choice
 
     def _rows(self, spec: RunSpec, task: tasks.Task, tokenizer: Any) -> tuple[Sequence[Row], Sequence[Row], int]:
         total = count_rows(spec.dataset.rows)
@@ -220,6 +229,26 @@ class Attempt:
                 self._say(f"{doing} {total:,} rows: {done:,} done")
 
         return progress
+
+    def _choose(
+        self,
+        spec: RunSpec,
+        task: tasks.Task,
+        method: Method,
+        params: Any,
+        model: Any,
+        device: load.Device,
+        newest: saved.Checkpoint | None,
+    ) -> loops.Choice:
+        """The loop of this attempt. A resumed run goes on in the loop that wrote its checkpoint."""
+        compute = f"{device.name.type} {str(device.dtype).removeprefix('torch.')}"
+        choice = loops.choose(spec.training, task, method, params, model.config.model_type, compute)
+        begun = choice.loop
+        if newest:
+            begun = "packed" if (newest.state / loops.PACKED_STATE).is_file() else "plain"
+        return (
+            choice if begun == choice.loop else loops.Choice(loop=begun, why=f"The run was begun in the {begun} loop.")
+        )
 
     def _early_before(self, job: Job) -> bool:
         """Whether an earlier attempt ended early and was killed before it could say so."""
@@ -283,10 +312,14 @@ def _samples(spec: RunSpec, task: tasks.Task, tokenizer: Any, validation: Sequen
     return shown
 
 
-def _plain(job: Job, monitor: Monitor) -> None:
-    from jobs.training.plain import train
+def _loop(name: loops.LoopName) -> TrainingLoop:
+    if name == "packed":
+        from jobs.training.packed.loop import train as packed
 
-    train(job, monitor)
+        return packed
+    from jobs.training.plain import train as plain
+
+    return plain
 
 
 def _read_spec(path: Path) -> RunSpec:

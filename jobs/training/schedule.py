@@ -39,10 +39,8 @@ def rate(schedule: Schedule, warmup_steps: int, total_steps: int) -> Callable[[i
     return at
 
 
-def make_optimizer(job: Job) -> tuple[torch.optim.Optimizer, Any]:
-    """AdamW over what is trainable, and its learning-rate schedule. Weight decay spares vectors (norms, biases)."""
-    import torch
-
+def parameter_groups(job: Job) -> list[dict[str, Any]]:
+    """AdamW's groups over what is trainable. Weight decay spares vectors (norms, biases)."""
     training = job.spec.training
     groups = job.method.parameter_groups(job.model, job.method_params, training.learning_rate, training.weight_decay)
     if groups is None:
@@ -51,7 +49,15 @@ def make_optimizer(job: Job) -> tuple[torch.optim.Optimizer, Any]:
             {"params": [p for p in trainable if p.ndim > 1], "weight_decay": training.weight_decay},
             {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
         ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=training.learning_rate, fused=True)
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(job: Job, groups: list[dict[str, Any]]) -> tuple[torch.optim.Optimizer, Any]:
+    """AdamW over these groups, and its learning-rate schedule."""
+    import torch
+
+    training = job.spec.training
+    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
     warmup_steps = math.ceil(job.total_steps * training.warmup_percent / 100)
     schedule = rate(training.schedule, warmup_steps, job.total_steps)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)

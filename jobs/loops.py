@@ -1,0 +1,54 @@
+"""Which loop trains a run, and why: the packed one where it knows the model, the method and the task, else the plain.
+
+Said before Start and on the run's page; the child decides by the same function. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from jobs.frozen import Frozen
+from jobs.methods.base import Method
+from jobs.spec import TrainingParams
+from jobs.tasks.base import Task
+
+LoopName = Literal["packed", "plain"]
+# config.json's model_type of the decoders that tests/test_packed_loop.py holds against the plain loop.
+PACKED_STATE = "packed.pt"  # what the packed loop goes on from, in a checkpoint's state/
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3")
+_CAPPED = ("gemma2",)  # their attention caps its logits, which no kernel for packed rows on a GPU does
+
+
+class Choice(Frozen):
+    loop: LoopName
+    why: str  # a sentence for the run's page
+
+
+def choose(training: TrainingParams, task: Task, method: Method, params: Any, model_type: str, compute: str) -> Choice:
+    """`compute`: "float32", "bfloat16" or "float16" with the device before it: "cuda bfloat16"."""
+    reason = _why_plain(training, task, method, params, model_type, compute)
+    if reason:
+        return Choice(loop="plain", why=f"Plain loop (transformers' Trainer): {reason}.")
+    return Choice(loop="packed", why="Packed loop: rows one after another without padding, LoRA and loss fused.")
+
+
+def _why_plain(
+    training: TrainingParams, task: Task, method: Method, params: Any, model_type: str, compute: str
+) -> str | None:
+    if training.loop == "plain":
+        return "you chose it"
+    if not task.packs:
+        return f"the packed loop does not know the task {task.label}"
+    if not method.packs:
+        return f"the packed loop does not know {method.label}"
+    if model_type not in FAMILIES:
+        return f"the packed loop does not know models of the kind {model_type}"
+    if method.quantization(params) == "int8":
+        return "the packed loop does not know 8-bit bases"
+    if method.name == "dora" and params.dropout:
+        return "the packed loop does not know DoRA with dropout"
+    if compute.endswith("float16") and not compute.endswith("bfloat16"):
+        return "this GPU computes in 16-bit floats that need loss scaling"
+    if compute.startswith("cuda") and model_type in _CAPPED:
+        return f"models of the kind {model_type} cap their attention, which no kernel for packed rows does"
+    return None

@@ -1,0 +1,104 @@
+"""Attention in a packed sequence: every document attends to itself alone, causally.
+
+Given to transformers under the name `NAME`, so that each architecture's own code computes everything around it. On a
+GPU it is PyTorch's own kernel for sequences of different lengths; elsewhere, and where logits are capped, each
+document is attended to by itself, which is also the reference.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+NAME = "graft_packed"
+
+
+@functools.cache
+def register() -> None:
+    """Make transformers know it. It needs no mask, so none is registered and transformers makes none."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _attend)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    *,
+    cu_seq_lens_q: torch.Tensor,
+    max_length_q: int,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: query [1, heads, tokens, size], key and value [1, their heads, tokens, size],
+    the answer [1, tokens, heads, size]. `cu_seq_lens_q` [documents + 1] says where documents begin and end, and
+    `max_length_q` how long the longest may be."""
+    if query.is_cuda and softcap is None:
+        window = (sliding_window - 1 if sliding_window else -1, 0)
+        q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+        return _varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling, window)[None], None
+    documents = []
+    for begin, end in itertools.pairwise(cu_seq_lens_q.tolist()):
+        if end > begin:
+            q, k, v = (part[:, :, begin:end] for part in (query, key, value))
+            documents.append(attend_one(q, k, v, scaling, sliding_window, softcap))
+    return torch.cat(documents, dim=2).transpose(1, 2), None
+
+
+def attend_one(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """One document's causal attention, [1, heads, tokens, size]: each token sees itself and the `window` - 1 before."""
+    tokens, groups = query.shape[2], query.shape[1] // key.shape[1]
+    if softcap is None and (window is None or tokens <= window):
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=groups > 1)
+    seen = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()
+    if window is not None:
+        seen = seen.triu(1 - window)
+    if softcap is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling, enable_gqa=groups > 1)
+    key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    logits = query @ key.transpose(2, 3) * (scaling or query.shape[3] ** -0.5)
+    logits = (softcap * torch.tanh(logits / softcap)).masked_fill(~seen, float("-inf"))
+    return logits.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
+
+
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    ends: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: tuple[int, int],
+) -> torch.Tensor:
+    """[tokens, heads, size] from the same."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    more: dict[str, Any] = {"enable_gqa": True} if _names_groups() else {}
+    found = varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling, window_size=window, **more)
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+@functools.cache
+def _names_groups() -> bool:
+    """Whether this PyTorch must be told that several query heads share one key: it has since 2.12."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters

@@ -1,0 +1,120 @@
+"""The loop itself: pack the rows of a step, add up their gradients, step once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.loops import PACKED_STATE
+from jobs.training.loop import Job
+from jobs.training.monitor import Monitor
+from jobs.training.packed.flat import FlatWeights
+from jobs.training.packed.model import PackedModel
+from jobs.training.packed.packs import pack_rows, step_rows
+from jobs.training.packed.passes import Passes
+from jobs.training.rows import Row
+from jobs.training.schedule import make_optimizer, parameter_groups
+
+
+def train(job: Job, monitor: Monitor) -> None:
+    """A TrainingLoop (jobs.training.loop)."""
+    loop = _Packed(job)
+    if job.state:
+        loop.restore(job.state)
+    monitor.begin()
+    try:
+        behind: _Step | None = None
+        rows_of_steps = step_rows(job.train, job.spec.training, job.total_steps, job.progress.step)
+        for number, rows in enumerate(rows_of_steps, start=job.progress.step + 1):
+            step = loop.step(number, rows)
+            if behind:  # told while the device is busy with the next one already
+                monitor.report(behind.number, **behind.values())
+            behind = step
+            if monitor.due(number):
+                behind = None
+                if not monitor.step_done(number, **step.values(), save_state=loop.save_state_to):
+                    return
+    finally:
+        loop.release()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step that was begun; its numbers may still be on their way from the device."""
+
+    number: int
+    learning_rate: float
+    tokens: int
+    found: torch.Tensor  # [2]: loss, the gradient's length; where it is computed
+    arrived: torch.cuda.Event | None = None
+
+    def values(self) -> dict[str, Any]:
+        """Waits for them."""
+        if self.arrived:
+            self.arrived.synchronize()
+        loss, norm = self.found.tolist()
+        return {"loss": loss, "grad_norm": norm, "learning_rate": self.learning_rate, "tokens": self.tokens}
+
+
+class _Packed:
+    def __init__(self, job: Job) -> None:
+        training = job.spec.training
+        job.model.train()
+        self._job = job
+        self._device = job.device
+        self._weights = FlatWeights(parameter_groups(job), job.device.dtype)
+        self._optimizer, self._schedule = make_optimizer(job, self._weights.groups)
+        self._model = PackedModel(
+            job.model,
+            self._weights,
+            recomputed=10**6 if training.recompute else 0,
+            compiled=job.device.is_cuda,
+            longest=training.max_length,
+        )
+        self._passes = Passes(self._model, self._weights, job.device)
+        self._capacity = training.batch_size * training.max_length * job.objective.task.sequences
+
+    def step(self, number: int, rows: list[Row]) -> _Step:
+        """Take it. On a GPU it is only begun: nothing here waits for the device."""
+        items = max(1, self._job.objective.items(rows))
+        rate = float(self._schedule.get_last_lr()[0])
+        total = torch.zeros((), device=self._device.name)
+        with self._model.engaged():
+            for pack in pack_rows(rows, self._capacity):
+                total += self._passes(pack, items)
+        norm = self._weights.clip(self._job.spec.training.max_grad_norm)
+        self._optimizer.step()
+        self._schedule.step()
+        self._weights.stepped()
+        found, arrived = torch.stack((total, norm)), None
+        if self._device.is_cuda:
+            host = torch.empty(2, pin_memory=True)
+            host.copy_(found, non_blocking=True)
+            found, arrived = host, torch.cuda.Event()
+            arrived.record()
+        return _Step(number, rate, sum(map(len, rows)), found, arrived)
+
+    def save_state_to(self, folder: Path) -> None:
+        state: dict[str, Any] = {
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        if self._device.is_cuda:
+            state["random_cuda"] = torch.cuda.get_rng_state(self._device.name)
+        torch.save(state, folder / PACKED_STATE)
+
+    def restore(self, folder: Path) -> None:
+        """Go on as after the step at which `save_state_to` was called."""
+        state = torch.load(folder / PACKED_STATE, weights_only=True)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["random"])
+        if self._device.is_cuda and "random_cuda" in state:
+            torch.cuda.set_rng_state(state["random_cuda"], self._device.name)
+
+    def release(self) -> None:
+        self._model.release()
