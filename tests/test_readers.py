@@ -209,6 +209,12 @@ def test_the_encoding_does_not_depend_on_where_the_blocks_end(tmp_path: Path, mo
         ("Hello, you\nBye, you", "text"),
         ("One line, with a comma", "text"),
         ("Dear Sir,\n\nI write, as I said,\nto you.\n", "text"),
+        ("Q: a, b?\nA: c, d\n", "dialogue"),
+        ("Q: only asked\nQ: and asked\n", "text"),
+        ("Note: this\nWarning: that\nQuestion: who reads it?\n", "text"),
+        ("Anna: hello\nTom: hi\n\nAnna: bye\nTom: bye\n", "text"),
+        ("A story.\n" * 5 + "Q: what?\nA: that\n", "text"),
+        ("Q: what?\nA: that\n" + "And a long story follows, without an end. " * 300, "text"),
     ],
 )
 def test_text_without_a_name_is_what_it_looks_like(tmp_path: Path, text: str, kind: str) -> None:

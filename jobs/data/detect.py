@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import Any, Literal
 
 from jobs.data.columns import ROLES, SHAPE_LABELS, SPELLINGS, Mapping, Shape, column_paths, plain_name
-from jobs.data.guesses import ABOUT, CLEAR, VAGUE, Guess, Look, guesses, is_text, separator
+from jobs.data.guesses import ABOUT, CLEAR, LIKELY, VAGUE, Guess, Look, guesses, is_text, separator
 from jobs.data.numbers import Decimal, decimal_of
 from jobs.data.values import check_row
 from jobs.errors import RowProblem
@@ -15,6 +17,8 @@ Certainty = Literal["certain", "likely", "a guess"]
 
 SURE_SHARE = 0.5  # of the sampled rows have to fit; the rest are bad rows, which the check of the file names
 CERTAIN_SHARE = 0.95
+_FEW = 3  # rows that speakers' names alone do not prove to be more than text
+_WRITTEN_OUT = (Shape.MESSAGES, Shape.INSTRUCTION, Shape.PROMPT)
 WHOLE_TEXT = ("text", "markdown")  # formats whose rows are texts, with no columns to ask about
 # How each role's columns are called, where that differs by shape or from the role's own name.
 _KINDS: dict[tuple[Shape, str], tuple[str, ...]] = {
@@ -87,6 +91,12 @@ def _ranked(rows: list[dict[str, Any]], columns: list[str], file_format: str) ->
     """Every guess with how many rows fit it, the best first: it fits, it is clear, it is the most special."""
     if file_format in WHOLE_TEXT:
         found = [Guess(Mapping(shape=Shape.TEXT, columns={"text": columns[0]}), "Plain text", CLEAR)]
+    elif file_format == "dialogue":
+        # What was read out of the text, and the text itself, which each row keeps.
+        strength = CLEAR if len(rows) >= _FEW else LIKELY
+        read = (guess for guess in guesses(Look(rows, columns)) if guess.mapping.shape in _WRITTEN_OUT)
+        found = [replace(guess, strength=strength) for guess in itertools.islice(read, 1)]
+        found.append(Guess(Mapping(shape=Shape.TEXT, columns={"text": "text"}), "Plain text", strength))
     else:
         found = list(guesses(Look(rows, columns)))
     counted = [(guess, sum(_fits(row, guess.mapping) for row in rows)) for guess in found]

@@ -14,6 +14,7 @@ from jobs.data.encodings import first_encoding
 from jobs.data.readers import all_readers
 from jobs.data.readers.conll import is_conll
 from jobs.data.readers.delimited import table_kind
+from jobs.data.readers.dialogue import is_dialogue
 from jobs.data.readers.jsons import json_kind
 from jobs.errors import UserError
 
@@ -91,6 +92,8 @@ def _format(filename: str, text: str) -> str:
         )
     if hint in (None, "text") and is_conll(text):
         return "conll"
+    if hint in (None, "text", "markdown") and is_dialogue(text):
+        return "dialogue"
     if hint:
         return hint
     return table_kind(text) or "text"
