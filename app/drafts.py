@@ -55,6 +55,12 @@ class Settings(NamedTuple):
         )
 
 
+def example_prompts(service: Service, dataset_id: int | None) -> tuple[str, ...]:
+    """The prompts that come with a dataset which is one of Graft's examples; else none."""
+    file = service.datasets.get(dataset_id).filename if dataset_id else None
+    return next((each.prompts for each in service.examples.list() if each.file == file), ())
+
+
 def usable_length(typed: Any) -> int:
     """The maximum length to check rows with. Raises UserError in the words of the training form."""
     try:

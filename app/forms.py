@@ -186,7 +186,7 @@ def widget(name: str, field: FieldInfo, visible: bool = True) -> Component:
         "value": value,
         "interactive": True,
         "visible": visible,
-        "elem_classes": ["field", f"field-{name.replace('_', '-')}"],
+        "elem_classes": ["field", field_class(name)],
     }
     if get_origin(kind) is Literal:
         labels = _extra(field).get("labels", {})
@@ -210,6 +210,11 @@ def widget(name: str, field: FieldInfo, visible: bool = True) -> Component:
         long = limits.get("max_length", 0) > LONG_TEXT
         return gr.Textbox(lines=3 if long else 1, max_lines=12 if long else 1, **words)
     raise TypeError(f"{name}: no widget for {kind!r}")
+
+
+def field_class(name: str) -> str:
+    """The CSS class by which a page finds a field's widget."""
+    return f"field-{name.replace('_', '-')}"
 
 
 def shown(field: FieldInfo, value: Any) -> Any:

@@ -16,12 +16,18 @@ from app.train.methods import chosen_method, methods_html
 from app.train.starting import Starting
 from app.train.widgets import Widgets
 from jobs.errors import UserError
+from jobs.hardware import this_machine
 from jobs.methods import all_methods
 from jobs.presets import PRESETS
 from jobs.service import Service
+from jobs.service.choices import methods_for
 from jobs.service.datasets import DatasetView
 from jobs.service.planning import Draft
+from jobs.shape import read_shape
+from jobs.spec import TrainingParams
+from jobs.tasks import all_tasks
 from storage.files import Home
+from tests import tiny
 
 
 @pytest.fixture
@@ -152,3 +158,91 @@ def test_a_plan_that_ends_after_a_newer_one_shows_nothing(
     monkeypatch.setattr(service.planning, "plan", overtaken)
     assert starting.plan(request(order=1), *values) == {}
     assert widgets.summary in newer[0]
+
+
+@pytest.fixture
+def reader(service: Service, tmp_path: Path) -> int:
+    return service.models.add_folder(tiny.build_bert(tmp_path / "bert")).id
+
+
+def test_what_reads_is_preselected_for_texts_to_sort_and_what_writes_for_chats(
+    service: Service, base: int, reader: int, labelled: int, tmp_path: Path
+) -> None:
+    chats = add(service, tmp_path / "chats.csv", "question,answer\n" + "How many?,Three\nWhere?,There\n" * 8)
+    with gr.Blocks():
+        widgets = Widgets()
+    choosing = Choosing(service, widgets)
+    assert _value(choosing.open(request(dataset=str(labelled)), "")[widgets.base]) == reader
+    assert _value(choosing.open(request(dataset=str(chats)), "")[widgets.base]) == base
+    # Until someone chooses, the model follows the dataset.
+    assert choosing.dataset(chats, reader, "lora", "quick", "classification", False)[widgets.base] == base
+    assert choosing.dataset(labelled, base, "lora", "quick", "chat", True)[widgets.base] == base
+    assert choosing.model(labelled, base, "lora", "quick", "classification")[widgets.base_chosen] is True
+    assert choosing.open(request(dataset=str(labelled)), "")[widgets.base_chosen] is False
+    assert choosing.open(request(dataset=str(labelled), base=str(base)), "")[widgets.base_chosen] is True
+
+
+def test_where_no_task_fits_a_model_that_does_is_one_press_away(
+    service: Service, reader: int, tiny_llama: Path, tmp_path: Path
+) -> None:
+    chats = add(service, tmp_path / "chats.csv", "question,answer\n" + "How many?,Three\nWhere?,There\n" * 8)
+    with gr.Blocks():
+        widgets = Widgets()
+    choosing = Choosing(service, widgets)
+    # None is here: the Hub has one. Then one is.
+    words = choosing.open(request(dataset=str(chats), base=str(reader)), "")[widgets.task_words]
+    assert 'href="models?hub=HuggingFaceTB/SmolLM2-135M-Instruct"' in words
+    writer = service.models.add_folder(tiny_llama)
+    shown = choosing.open(request(dataset=str(chats), base=str(reader)), "")
+    assert f'href="train?dataset={chats}&amp;base={writer.id}"' in shown[widgets.task_words]
+    values = [_value(shown.get(each, each.value)) for each in widgets.inputs]
+    planned = Starting(service, widgets).plan(request(order=1), *values)
+    assert f"Train {writer.name}" in planned[widgets.words]
+    assert 'class="methods"' in planned[widgets.cards]  # the methods are to be seen all the same
+
+
+def test_cards_cost_what_their_method_costs_as_it_is_set(service: Service, base: int, labelled: int) -> None:
+    def lora(**more: Any) -> Any:
+        choices = service.planning.methods(base, "classification", **more)
+        return next(each for each in choices if each.name == "lora")
+
+    usual, edited = lora(), lora(edited={"lora": {"r": 64}}, training={"batch_size": 32})
+    draft = service.planning.defaults(base, labelled, "lora")
+    plan = service.planning.plan(draft.model_copy(update={"method_params": {**draft.method_params, "r": 64}}))
+    assert edited.trainable == plan.trainable_parameters  # whose head is known only when the labels are
+    assert edited.trainable > usual.trainable and edited.memory > usual.memory
+    assert lora(edited={"dora": {"r": 64}}) == usual
+    assert lora(edited={"lora": {"r": -3}}, training={"batch_size": "many"}) == usual  # impossible: the preset's
+
+
+def test_a_card_states_facts_and_advises_nothing_that_is_refused_itself(tmp_path: Path) -> None:
+    for build in (tiny.build_llama, tiny.build_bert, tiny.build_t5):
+        shape = read_shape(build(tmp_path / build.__name__))
+        for task in all_tasks().values():
+            if task.check_model(type(task).Params(), shape):
+                continue
+            choices = methods_for(shape, task, PRESETS["balanced"], TrainingParams(), this_machine())
+            refused = {each.label: " ".join(each.problems) for each in choices if each.problems}
+            for said in refused.values():
+                assert "You chose" not in said
+                assert not [label for label in refused if label in said.partition("Choose ")[2]], said
+
+
+def test_a_setting_that_cannot_be_is_marked_at_its_field(service: Service, base: int, labelled: int) -> None:
+    with gr.Blocks():
+        widgets = Widgets()
+    shown = Choosing(service, widgets).open(request(dataset=str(labelled), base=str(base)), "")
+    at = {each: _value(shown.get(each, each.value)) for each in widgets.inputs}
+    at[widgets.training["learning_rate"]] = "50"
+    at[widgets.training["epochs"]] = None
+    starting = Starting(service, widgets)
+    marks = starting.plan(request(order=1), *at.values())[widgets.marks]
+    assert '<li data-field="field-learning-rate">The most is ' in marks
+    assert '<li data-field="field-epochs">Epochs is empty. ' in marks
+    assert marks.count("<li") == 2
+    at[widgets.training["learning_rate"]], at[widgets.training["epochs"]] = "0.001", 1
+    at[widgets.training["max_length"]] = 4_000  # more than the tiny model was made for
+    marks = starting.plan(request(order=2), *at.values())[widgets.marks]
+    assert marks.count("<li") == 1 and '<li data-field="field-max-length">' in marks and "was made for" in marks
+    at[widgets.training["max_length"]] = 64
+    assert starting.plan(request(order=3), *at.values())[widgets.marks] == ""

@@ -52,8 +52,10 @@ def build(service: Service) -> None:
         }
 
     @guarded(notice)
-    def show() -> Shown:
-        return lists()
+    def show(request: gr.Request) -> Shown:
+        """The address may name what to add: /models?hub=owner/name."""
+        named = str(request.query_params.get("hub", ""))[:200]
+        return {**lists(), **({hub: named} if named else {})}
 
     @guarded(notice)
     def press(event: gr.EventData) -> Shown:
@@ -81,7 +83,7 @@ def build(service: Service) -> None:
         text = f"{model.name} is in the list. Its weights are fetched at its first run."
         return {**lists(), hub: "", added: note_html(text, "good")}
 
-    gr.on(None, show, inputs=[], outputs=[adapters, bases, notice], show_progress="hidden", concurrency_limit=None)
+    gr.on(None, show, inputs=[], outputs=[adapters, bases, hub, notice], show_progress="hidden", concurrency_limit=None)
     for pressed_list in (adapters, bases):  # one press after another, and none dropped: the newest list comes last
         pressed_list.click(
             press,

@@ -52,33 +52,39 @@ def build(service: Service) -> None:
     # runs once more afterwards, a check runs beside the one before it, which then ends.
     again: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
     beside: dict[str, Any] = {**quiet, "trigger_mode": "multiple"}
-    planned = [w.summary, w.words, w.start]
-    seen = [w.checked, w.training_rows, w.cards, *w.prompts]
+    planned = [w.summary, w.words, w.start, w.marks, w.cards]
+    seen = [w.checked, w.training_rows, w.suggested]
     keep, keep_address = (KEEP.replace("@version", w.version).replace("@address", said) for said in ("false", "true"))
 
     def follow(event: Any, *, data_too: bool) -> None:
         """After a choice: the summary at once, and once more when the data has been checked."""
         event.then(plan, w.inputs, planned, **again)
         if data_too:
-            event.then(check, w.inputs, seen, **beside).then(plan, w.inputs, planned, **again)
+            checked = event.then(check, w.inputs, seen, **beside)
+            checked.then(**w.fill)
+            checked.then(plan, w.inputs, planned, **again)
 
     def choice(event: Any, callback: Any, outputs: list[Any], *, data_too: bool, more: tuple[Any, ...] = ()) -> None:
         made = event(told(callback), [*w.choices, *more], [*outputs, w.words], **again)
+        if w.suggested in outputs:
+            made.then(**w.fill)
         made.then(None, w.inputs, None, js=keep_address)
         follow(made, data_too=data_too)
 
-    opened = [*w.inputs, w.cards, *w.on_task, *w.on_method, w.lost]
+    opened = [*w.inputs, w.base_chosen, w.suggested, w.cards, *w.on_task, *w.on_method, w.lost]
     loaded = gr.on(
         None, guarded(w.lost)(choosing.open), inputs=w.kept, outputs=list(dict.fromkeys(opened)), js=KEPT, **quiet
     )
+    loaded.then(**w.fill)
     follow(loaded, data_too=True)
     rate = w.training["learning_rate"]
-    choice(w.dataset.input, choosing.dataset, [*w.on_task, w.cards, rate, *w.prompts, w.leave_out], data_too=True)
     on_model = [rate, w.training["max_length"], *w.on_method]
-    choice(w.base.input, choosing.model, [*w.on_task, w.cards, *on_model], data_too=True)
-    choice(w.task.input, choosing.task, [*w.on_task, w.cards, rate], data_too=True)
+    on_dataset = [w.base, *w.on_task, *on_model, w.suggested, w.leave_out]
+    choice(w.dataset.input, choosing.dataset, on_dataset, data_too=True, more=(w.base_chosen,))
+    choice(w.base.input, choosing.model, [w.base_chosen, *w.on_task, *on_model], data_too=True)
+    choice(w.offered.input, choosing.task, [*w.on_task, rate], data_too=True, more=(w.offered,))
     choice(w.cards.click, choosing.method, on_model, data_too=False)
-    on_preset = [*w.training.components, *w.on_method, w.cards]
+    on_preset = [*w.training.components, *w.on_method]
     choice(w.preset.input, choosing.preset, on_preset, data_too=True, more=(w.leave_out,))
 
     method_widgets, task_widgets = w.method_forms.components, w.task_forms.components
@@ -89,7 +95,9 @@ def build(service: Service) -> None:
     )
     gr.on([_touched(widget) for widget in [*settings, w.name, *w.prompts]], None, w.inputs, None, js=keep)
     rechecks = [_touched(widget) for widget in [w.training["max_length"], *task_widgets]]
-    gr.on(rechecks, check, w.inputs, seen, **beside).then(plan, w.inputs, planned, **again)
+    rechecked = gr.on(rechecks, check, w.inputs, seen, **beside)
+    rechecked.then(**w.fill)
+    rechecked.then(plan, w.inputs, planned, **again)
     w.start.click(told(starting.start), w.inputs, [w.words, w.start, w.started], trigger_mode="once", **quiet).then(
         None, w.started, None, js=OPEN_RUN
     )

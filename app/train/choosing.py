@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
 
 from app.callbacks import Shown, query_number
-from app.drafts import Settings
+from app.drafts import Settings, example_prompts
 from app.train.methods import chosen_method
+from app.train.summary import instead_html
 from app.train.widgets import Widgets
 from jobs.errors import UserError
 from jobs.presets import PRESETS
 from jobs.service import Service
 from jobs.service.datasets import DatasetView
+from jobs.service.models import BaseModelView
 from jobs.service.planning import TaskChoice
 
 
@@ -30,7 +33,8 @@ class Choosing:
         with sound defaults for the rest."""
         service, w = self._service, self._widgets
         datasets, bases = service.datasets.list(), service.models.bases()
-        now = self._kept(kept) or self._asked(request)
+        kept_settings = self._kept(kept)
+        now = kept_settings or self._asked(request)
         view = next((each for each in datasets if each.id == now.dataset), None)
         base_id = now.base if now.base in [each.id for each in bases] else None
         fitting = service.planning.tasks(view.id, base_id) if view else ()
@@ -40,10 +44,12 @@ class Choosing:
                 choices=[(each.name, each.id) for each in datasets], value=view.id if view else None
             ),
             w.base: gr.Dropdown(choices=[(each.name, each.id) for each in bases], value=base_id),
+            w.base_chosen: kept_settings is not None or bool({"base", "run"} & set(request.query_params)),
             w.preset: now.preset,
             w.name: now.name,
-            **w.show_task(fitting, task, now.task_params, fresh=True),
-            **(w.show_prompts(now.prompts) if now.prompts else self._prompts_for(view)),
+            **w.show_task(fitting, task, now.task_params, instead=self._instead(view, fitting), fresh=True),
+            **w.show_prompts(now.prompts),
+            **w.suggest_prompts(example_prompts(service, view.id if view else None)),
         }
         if base_id is None:
             return shown
@@ -51,7 +57,16 @@ class Choosing:
         return {
             **shown,
             **w.show_training(now.training or draft.training),
-            **w.show_methods(service.planning.methods(base_id, task, now.preset), now.method),
+            **w.show_methods(
+                service.planning.methods(
+                    base_id,
+                    task,
+                    now.preset,
+                    training=now.training,
+                    edited={now.method: now.method_params},
+                ),
+                now.method,
+            ),
             **w.show_method(
                 now.method,
                 now.method_params or draft.method_params,
@@ -107,27 +122,35 @@ class Choosing:
         )
 
     def _usual_base(self, dataset: int | None) -> int | None:
-        """The first base model that can learn what the dataset holds, else the first."""
-        bases = [each.id for each in self._service.models.bases() if each.available]
-        for base in bases if dataset else ():
-            try:
-                if any(not task.problems for task in self._service.planning.tasks(int(dataset or 0), base)):
-                    return base
-            except UserError:
-                break  # the address names a dataset that is gone
-        return next(iter(bases), None)
+        """The base model that suits the dataset best, else the first."""
+        fitting: tuple[BaseModelView, ...] = ()
+        if dataset:
+            with suppress(UserError):  # the address names a dataset that is gone
+                fitting = self._service.planning.bases_for(dataset)
+        available = (each for each in self._service.models.bases() if each.available)
+        return next((each.id for each in (*fitting, *available)), None)
 
-    def dataset(self, dataset_id: int | None, base_id: int | None, method: str, preset: str, task: str | None) -> Shown:
-        """Other data: the tasks that fit it, and prompts that suit it."""
+    def dataset(
+        self,
+        dataset_id: int | None,
+        base_id: int | None,
+        method: str,
+        preset: str,
+        task: str | None,
+        base_chosen: bool,
+    ) -> Shown:
+        """Other data: the tasks that fit it, prompts that suit it, and the model that does, unless one was chosen."""
         w = self._widgets
         view = self._service.datasets.get(dataset_id) if dataset_id else None
-        fitting = self._service.planning.tasks(view.id, base_id) if view else ()
+        usual = base_id if base_chosen else self._usual_base(dataset_id)
+        fitting = self._service.planning.tasks(view.id, usual) if view else ()
         now = _task(fitting, task)
+        follows = self._method(usual, method, preset, now) if usual and usual != base_id else {}
         return {
-            **w.show_task(fitting, now, {}),
-            **(self._rate(base_id, method, preset, now) if now != task else {}),
-            **self._cards(base_id, now, preset, method),
-            **self._prompts_for(view),
+            w.base: usual,
+            **w.show_task(fitting, now, {}, instead=self._instead(view, fitting)),
+            **(follows or (self._rate(usual, method, preset, now) if now != task else {})),
+            **w.suggest_prompts(example_prompts(self._service, dataset_id)),
             w.leave_out: False,
         }
 
@@ -136,13 +159,11 @@ class Choosing:
         if base_id is None:
             return {}
         w = self._widgets
-        fitting = self._service.planning.tasks(dataset_id, base_id) if dataset_id else ()
+        view = self._service.datasets.get(dataset_id) if dataset_id else None
+        fitting = self._service.planning.tasks(view.id, base_id) if view else ()
         now = _task(fitting, task)
-        return {
-            **(w.show_task(fitting, now, {}) if now != task or not now else {w.task_words: gr.skip()}),
-            **self._cards(base_id, now, preset, method),
-            **self._method(base_id, method, preset, now),
-        }
+        words = {} if now == task and now else w.show_task(fitting, now, {}, instead=self._instead(view, fitting))
+        return {w.base_chosen: True, w.task_words: gr.skip(), **words, **self._method(base_id, method, preset, now)}
 
     def method(
         self, event: gr.EventData, dataset_id: int | None, base_id: int | None, _: str, preset: str, task: str | None
@@ -151,13 +172,14 @@ class Choosing:
         chosen = chosen_method(event)
         return {self._widgets.method: chosen, **(self._method(base_id, chosen, preset, task) if base_id else {})}
 
-    def task(self, dataset_id: int | None, base_id: int | None, method: str, preset: str, task: str | None) -> Shown:
-        """Another task: its settings, and the methods that can train for it."""
+    def task(
+        self, dataset_id: int | None, base_id: int | None, method: str, preset: str, _: str | None, task: str | None
+    ) -> Shown:
+        """Another of the tasks offered: its settings, and its learning rate."""
         fitting = self._service.planning.tasks(dataset_id, base_id) if dataset_id else ()
         return {
             **self._widgets.show_task(fitting, task, {}),
             **self._rate(base_id, method, preset, task),
-            **self._cards(base_id, task, preset, method),
         }
 
     def preset(
@@ -176,7 +198,6 @@ class Choosing:
         return {
             **w.show_training(draft.training | {"leave_out_bad_rows": leaves_out}),
             **w.show_method(method, draft.method_params, self._service.models.base(base_id).shape),
-            **self._cards(base_id, task, preset, method),
         }
 
     def layers(self, *values: Any) -> Shown:
@@ -205,16 +226,8 @@ class Choosing:
         rate: Any = w.training["learning_rate"]
         return {rate: w.show_training(draft.training)[rate]}
 
-    def _cards(self, base_id: int | None, task: str | None, preset: str, method: str) -> Shown:
-        if base_id is None:
-            return {}
-        return self._widgets.show_methods(self._service.planning.methods(base_id, task, preset), method)
-
-    def _prompts_for(self, view: DatasetView | None) -> Shown:
-        """An example's own prompts; otherwise empty, and the data check fills them in."""
-        examples = self._service.examples.list()
-        known = next((each.prompts for each in examples if view and each.file == view.filename), ())
-        return self._widgets.show_prompts(known)
+    def _instead(self, view: DatasetView | None, fitting: tuple[TaskChoice, ...]) -> str:
+        return instead_html(self._service, view.id) if view and fitting and _task(fitting, None) is None else ""
 
 
 def _task(fitting: tuple[TaskChoice, ...], wanted: str | None) -> str | None:

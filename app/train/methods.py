@@ -17,7 +17,8 @@ from jobs.methods import all_methods
 from jobs.service.planning import MethodChoice
 
 _ON_LOAD = """
-let open = null, chosen = null; // what the person did stays when the server draws the cards anew
+// What the person did stays when the server draws the cards anew: also which card, or the search, has the focus.
+let open = null, chosen = null, sought = '', at = null;
 const restore = () => {
   const more = element.querySelector('.more-methods');
   if (chosen && element.querySelector(`input[value="${chosen}"]`)) {
@@ -25,7 +26,9 @@ const restore = () => {
   }
   if (!more) return;
   if (open !== null && more.open !== open) more.open = open;
-  const words = more.querySelector('[data-filter]').value.toLowerCase().split(/\\s+/).filter(Boolean);
+  const search = more.querySelector('[data-filter]');
+  if (search.value !== sought) search.value = sought;
+  const words = sought.toLowerCase().split(/\\s+/).filter(Boolean);
   const hide = (one, hidden) => { if (one.hidden !== hidden) one.hidden = hidden; };
   let none = true;
   for (const group of more.querySelectorAll('.method-group')) {
@@ -40,13 +43,23 @@ const restore = () => {
     none &&= !any;
   }
   hide(more.querySelector('.no-method'), !none);
+  if (at && !element.contains(document.activeElement)) element.querySelector(at)?.focus({preventScroll: true});
 };
+element.addEventListener('focusin', event => {
+  const card = event.target.name === 'method' && `input[value="${event.target.value}"]`;
+  at = card || (event.target.matches('[data-filter]') ? '[data-filter]' : null);
+});
+element.addEventListener('focusout', () => setTimeout(() => { // a drawing in between has given it back by then
+  if (!element.contains(document.activeElement)) at = null;
+}));
 element.addEventListener('change', event => {
   if (event.target.name !== 'method') return;
   chosen = event.target.value;
   trigger('click', {action: 'choose', id: 0, value: chosen});
 });
-element.addEventListener('input', event => { if (event.target.matches('[data-filter]')) restore(); });
+element.addEventListener('input', event => {
+  if (event.target.matches('[data-filter]')) { sought = event.target.value; restore(); }
+});
 element.addEventListener('click', event => { // a toggle event would come too late for a drawing in between
   const more = event.target.closest('.more-methods > summary')?.parentElement;
   if (more) open = !more.open;

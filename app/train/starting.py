@@ -9,8 +9,9 @@ import gradio as gr
 
 from app.callbacks import Latest, Shown
 from app.components import note_html, progress_html
-from app.drafts import Checks, Starts, usable_length
-from app.train.summary import check_line_html, summary_html, words_html
+from app.drafts import Checks, Settings, Starts, example_prompts, usable_length
+from app.train.marks import marks_html
+from app.train.summary import check_line_html, instead_html, summary_html, words_html
 from app.train.widgets import Widgets
 from jobs.data.columns import Shape
 from jobs.errors import UserError
@@ -31,7 +32,8 @@ class Starting:
         self._latest_check, self._latest_plan = Latest(), Latest()
 
     def plan(self, request: gr.Request, *values: Any) -> Shown:
-        """What will happen, from the newest data check where there is one; of plans side by side the newest's."""
+        """What will happen and what each method costs, from the newest data check where there is one; of plans side
+        by side the newest's."""
         service, w = self._service, self._widgets
         newest = self._latest_plan.begin(request)
         now = w.settings(values)
@@ -45,14 +47,34 @@ class Starting:
                 return {}
             return {
                 w.summary: "",
-                w.words: note_html(" ".join(error.problems)),
+                w.words: note_html(" ".join(error.problems)) + self._instead(now),
                 w.start: gr.Button("Start training"),
+                w.marks: "",
+                **self._costs(now, None),
             }
         if not newest():
             return {}
         label = "Start anyway" if done.fits is False and not done.problems else "Start training"
         learns = summary_html(done, model, data.name, w.methods[draft.method].label)
-        return {w.summary: learns, w.words: words_html(done), w.start: gr.Button(label)}
+        return {
+            w.summary: learns,
+            w.words: words_html(done),
+            w.start: gr.Button(label),
+            w.marks: marks_html(done.problems, w.titles(draft.method, draft.task)),
+            **self._costs(now, self._checks.get(draft)),
+        }
+
+    def _costs(self, now: Settings, check: Preflight | None) -> Shown:
+        """The method cards, as everything is set."""
+        if now.base is None:
+            return {}
+        choices = self._service.planning.methods(
+            now.base, now.task, now.preset, check, now.training, {now.method: now.method_params}
+        )
+        return self._widgets.show_methods(choices, now.method)
+
+    def _instead(self, now: Settings) -> str:
+        return instead_html(self._service, now.dataset) if now.dataset and now.base and not now.task else ""
 
     def check(self, request: gr.Request, *values: Any) -> Iterator[Shown]:
         """Every row, with progress; the newest check of a page alone goes on."""
@@ -78,13 +100,11 @@ class Starting:
             # Prompts of the data itself would show what was learned by heart; a plain text has no usual ones.
             plain = Shape.TEXT in w.tasks[draft.task].shapes
             suggested = (*news.example_prompts, *USUAL_PROMPTS) if plain else USUAL_PROMPTS
+            own = example_prompts(self._service, draft.dataset_id)
             yield {
                 w.checked: check_line_html(news, draft.dataset_id, draft.training["max_length"]),
                 w.training_rows: gr.Column(visible=news.bad_rows > 0),
-                **w.show_methods(  # what each needs, now that the longest row is known
-                    self._service.planning.methods(draft.base_model_id, draft.task, now.preset, news), now.method
-                ),
-                **({} if now.prompts else w.show_prompts(suggested)),
+                **w.suggest_prompts(own or suggested),
             }
 
     def start(self, request: gr.Request, *values: Any) -> Iterator[Shown]:

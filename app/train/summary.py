@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from app.components import bytes_text, count_text, escape, note_html, problems_html
 from app.preflight import notes_html
 from app.train.methods import percent_text
 from jobs.memory import LABELS, Estimate
+from jobs.service import Service
 from jobs.service.datasets import Preflight
 from jobs.service.models import BaseModelView
 from jobs.service.planning import Plan
@@ -73,6 +76,20 @@ def words_html(plan: Plan) -> str:
         note_html(note, "warn" if plan.fits is False and "memory" in note else "info") for note in plan.notes
     )
     return f'<div class="stack">{problems_html(plan.problems)}{notes}</div>' if plan.problems or notes else ""
+
+
+def instead_html(service: Service, dataset_id: int) -> str:
+    """A model that can learn the dataset, one press away, for where the chosen one cannot."""
+    if fitting := service.planning.bases_for(dataset_id):
+        name, label = fitting[0].name, f"Train {fitting[0].name}"
+        link = f"train?dataset={dataset_id}&base={fitting[0].id}"
+    else:
+        name = service.planning.hub_model_for(dataset_id)
+        label, link = f"Get {name}", f"models?hub={quote(name)}"
+    return (
+        f'<p class="instead"><b>{escape(name)}</b> can learn it. '
+        f'<a class="button" href="{escape(link)}">{escape(label)}</a></p>'
+    )
 
 
 def check_line_html(check: Preflight, dataset_id: int, max_length: int) -> str:

@@ -15,9 +15,11 @@ from app.blocks import markup
 from app.callbacks import Shown
 from app.components import card, escape, note_html
 from app.drafts import Settings
-from app.forms import Form, Forms
+from app.forms import Form, Forms, field_class
 from app.train.layers import FIELDS, layers_html
+from app.train.marks import field_marks
 from app.train.methods import method_cards, methods_html
+from jobs.fields import title_of
 from jobs.methods import all_methods
 from jobs.presets import PRESETS
 from jobs.service.planning import MethodChoice, TaskChoice
@@ -26,6 +28,10 @@ from jobs.spec import TrainingParams
 from jobs.tasks import all_tasks
 
 PROMPTS = 3
+_FILL = """(suggested, filled, ...typed) => {
+  const own = typed.some(text => (text || '').trim()) && JSON.stringify(typed.map(text => text || '')) !== filled;
+  return own || !suggested ? [filled, ...typed] : [JSON.stringify(JSON.parse(suggested)), ...JSON.parse(suggested)];
+}"""
 
 
 class Widgets:
@@ -44,9 +50,14 @@ class Widgets:
                 self.summary = markup()
                 self.start = gr.Button("Start training", variant="primary", size="lg", elem_classes="start")
                 self.words = markup()
+                self.marks = field_marks()
         self.started = gr.Number(visible=False)
         self.method = gr.Textbox(next(iter(self.methods)), visible=False)
+        self.task = gr.Textbox(visible=False)
         self.kept = gr.Textbox(visible=False)  # what the browser remembers of this page
+        self.base_chosen = gr.Checkbox(visible=False)  # by the person; else the base model follows the dataset
+        self.suggested = gr.Textbox(visible=False)  # prompts as JSON, for boxes in which nobody has typed
+        self.filled = gr.Textbox(visible=False)  # those that the boxes were filled with last
 
     def _draw_choices(self) -> None:
         with card():
@@ -54,7 +65,9 @@ class Widgets:
             with gr.Row(elem_classes="form-grid two"):
                 self.dataset = gr.Dropdown(label="Dataset", interactive=True)
                 self.base = gr.Dropdown(label="Base model", interactive=True)
-            self.task = gr.Radio(
+            # Beside `task`, which every event brings: Gradio refuses a choice that is no longer offered, as that of an
+            # event that was under way when the dataset changed.
+            self.offered = gr.Radio(
                 [(f"{each.label}\n{each.help}", name) for name, each in self.tasks.items()],
                 label="Task",
                 visible=False,
@@ -152,18 +165,25 @@ class Widgets:
         )
 
     def show_task(
-        self, fitting: Sequence[TaskChoice], chosen: str | None, params: dict[str, Any], *, fresh: bool = False
+        self,
+        fitting: Sequence[TaskChoice],
+        chosen: str | None,
+        params: dict[str, Any],
+        *,
+        instead: str = "",
+        fresh: bool = False,
     ) -> Shown:
         """The tasks to choose from, in words where there is one or none; the chosen one's settings, or those that
-        the dataset suggests."""
+        the dataset suggests. `instead`: HTML with a model that fits, where this one does not."""
         can = [each for each in fitting if not each.problems]
         return {
-            self.task: gr.Radio(
+            self.task: chosen,
+            self.offered: gr.Radio(
                 choices=[(f"{each.label}\n{each.help}", each.name) for each in can],
                 value=chosen,
                 visible=len(can) > 1,
             ),
-            self.task_words: _task_words(fitting),
+            self.task_words: _task_words(fitting) + instead,
             self.task_title: self._title(self.tasks.get(chosen or ""), "task"),
             self.prompts_box: gr.Column(visible=chosen in self.tasks and self.tasks[str(chosen)].talks),
             **self.task_forms.show(
@@ -188,16 +208,32 @@ class Widgets:
             **self.method_forms.show(chosen, params, fresh=fresh),
         }
 
+    def titles(self, method: str, task: str) -> dict[str, str]:
+        """The titles of the settings in sight, and the CSS class of each one's field."""
+        chosen = [registry[name] for registry, name in ((self.methods, method), (self.tasks, task)) if name in registry]
+        kinds: list[type[BaseModel]] = [TrainingParams, *(type(each).Params for each in chosen)]
+        return {title_of(name, field): field_class(name) for kind in kinds for name, field in kind.model_fields.items()}
+
     def show_layers(self, method: str, params: dict[str, Any], shape: ModelShape) -> Shown:
         return {self.layers: layers_html(method, params, shape)}
 
     def show_prompts(self, texts: Sequence[str]) -> Shown:
         return dict(zip(self.prompts, (*texts[:PROMPTS], *[""] * PROMPTS), strict=False))
 
+    def suggest_prompts(self, texts: Sequence[str]) -> Shown:
+        """For `fill`, which knows what stands in the boxes by then."""
+        return {self.suggested: json.dumps([*texts[:PROMPTS], *[""] * PROMPTS][:PROMPTS])}
+
+    @property
+    def fill(self) -> dict[str, Any]:
+        """An event's step in the browser: suggested prompts into boxes that are empty or hold an earlier suggestion."""
+        boxes = [self.filled, *self.prompts]
+        return {"fn": None, "inputs": [self.suggested, *boxes], "outputs": boxes, "js": _FILL}
+
     @property
     def on_task(self) -> list[Any]:
         """What `show_task` changes."""
-        return [self.task, self.task_words, self.task_title, self.prompts_box, *self.task_forms.outputs]
+        return [self.task, self.offered, self.task_words, self.task_title, self.prompts_box, *self.task_forms.outputs]
 
     @property
     def on_method(self) -> list[Any]:

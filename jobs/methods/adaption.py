@@ -40,7 +40,7 @@ class AdaptionPrompt(Method):
         if shape.model_type not in _KINDS or shape.heads * shape.head_dim != shape.hidden_size:
             return [
                 f"You chose {self.label}, but it works on Llama and Mistral models only, and this one is a "
-                f"{shape.architecture}. Choose Prefix tuning or LoRA."
+                f"{shape.architecture}. Choose LoRA, or Prompt tuning."
             ]
         if params.depth_layers > shape.layers:
             return [

@@ -5,7 +5,10 @@ Answers in milliseconds from sizes alone; what does not apply comes with the rea
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+from pydantic import ValidationError
 
 from jobs.data.columns import Mapping
 from jobs.data.templates import USUAL
@@ -32,7 +35,7 @@ class TaskChoice(Frozen):
 
 
 class MethodChoice(Frozen):
-    """A method and what it costs on this model, with a preset's settings."""
+    """A method and what it costs on this model, as it is set."""
 
     name: str
     label: str
@@ -45,7 +48,7 @@ class MethodChoice(Frozen):
     percent: float | None  # of all the model's parameters
     memory: int | None  # bytes at the peak
     fits: bool | None
-    problems: tuple[str, ...]  # why it cannot be chosen here; empty where it can
+    problems: tuple[str, ...]  # why it cannot be chosen here, as a fact; empty where it can
 
 
 def tasks_for(mapping: Mapping | None, shape: ModelShape | None) -> tuple[TaskChoice, ...]:
@@ -86,10 +89,22 @@ def methods_for(
     training: TrainingParams,
     hardware: Hardware,
     longest_row: int | None = None,
+    edited: dict[str, dict[str, Any]] | None = None,
 ) -> tuple[MethodChoice, ...]:
-    """Every method there is, in the order the form shows them. `longest_row` in tokens, where the data was checked."""
+    """Every method there is, in the order the form shows them. `longest_row` in tokens, where the data was checked.
+    `edited`: settings by a method's name, over the preset's; where they cannot be, the preset's count.
+    """
     return tuple(
-        _method_choice(each, shape, task, preset, training, hardware, longest_row) for each in all_methods().values()
+        _method_choice(
+            each,
+            _usable(each, preset, (edited or {}).get(each.name, {})),
+            shape,
+            task,
+            training,
+            hardware,
+            longest_row,
+        )
+        for each in all_methods().values()
     )
 
 
@@ -106,23 +121,32 @@ def task_problem(method: Method, task: Task) -> list[str]:
     return [f"{method.label} cannot be trained for the task {task.label}. Choose another method."]
 
 
+def _usable(method: Method, preset: Preset, edited: dict[str, Any]) -> Any:
+    """The preset's settings with the edited ones over them, where these are possible."""
+    sized = preset_params(method, preset)
+    try:
+        return type(method).Params(**{**sized, **edited})
+    except ValidationError:
+        return type(method).Params(**sized)
+
+
 def _method_choice(
     method: Method,
+    params: Any,
     shape: ModelShape,
     task: Task | None,
-    preset: Preset,
     training: TrainingParams,
     hardware: Hardware,
     longest_row: int | None,
 ) -> MethodChoice:
-    params = type(method).Params(**preset_params(method, preset))
-    problems = [*(task_problem(method, task) if task else []), *method.check(params, shape, hardware)]
+    problems = (task_problem(method, task) if task else []) or method.check(params, shape, hardware)
     trainable = memory = enough = None
     if not problems:
-        trainable = method.trainable(params, shape)
+        left = task.body(shape) if task else shape
+        trainable = method.trainable(params, left)
         head = task.new_head(type(task).Params(), shape, 0) if task else None
         sequences = task.sequences if task else 1
-        needs = estimate(shape, method, params, training, hardware, longest_row, sequences, head)
+        needs = estimate(left, method, params, training, hardware, longest_row, sequences, head)
         memory, enough = needs.total, fits(needs, hardware)
     return MethodChoice(
         name=method.name,
@@ -136,8 +160,14 @@ def _method_choice(
         percent=share(trainable, shape) if trainable is not None else None,
         memory=memory,
         fits=enough,
-        problems=tuple(problems),
+        problems=tuple(_as_fact(problem) for problem in problems),
     )
+
+
+def _as_fact(problem: str) -> str:
+    """For a card among others, where nothing has been chosen yet: without "You chose BitFit, but"."""
+    said = re.sub(r"^You chose [^,]+, (but |which )?", "", problem)
+    return said[:1].upper() + said[1:]
 
 
 def share(trainable: int, shape: ModelShape) -> float:

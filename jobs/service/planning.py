@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from jobs import starter, starter_encoder
 from jobs.errors import UserError
 from jobs.fields import problems_of
 from jobs.frozen import Frozen
@@ -24,11 +25,12 @@ from jobs.service.choices import (
     tasks_for,
 )
 from jobs.service.datasets import Datasets, Preflight
-from jobs.service.models import Models
+from jobs.service.models import BaseModelView, Models
 from jobs.shape import ModelShape
 from jobs.spec import DatasetRef, RunSpec, TrainingParams
 from jobs.tasks import task as find_task
 from jobs.tasks import task_for
+from jobs.tasks.base import READERS, Task
 
 MAX_PROMPTS = 8
 
@@ -74,15 +76,49 @@ class Planning:
         shape = self._models.base(base_model_id).shape if base_model_id else None
         return tasks_for(self._datasets.get(dataset_id).mapping, shape)
 
+    def bases_for(self, dataset_id: int) -> tuple[BaseModelView, ...]:
+        """The base models here that can learn one of the dataset's tasks, the fittest first: of small models an
+        encoder sorts, marks and finds better than one that writes."""
+        reads = any(task.head in READERS for task in self._usual_tasks(dataset_id))
+        fitting = [
+            base
+            for base in self._models.bases()
+            if base.available and any(not task.problems for task in self.tasks(dataset_id, base.id))
+        ]
+        return tuple(sorted(fitting, key=lambda base: (base.shape.family == "encoder") != reads))
+
+    def hub_model_for(self, dataset_id: int) -> str:
+        """The Hub id of a small model for the dataset's usual task, where none is here that can learn it."""
+        reads = any(task.head in READERS for task in self._usual_tasks(dataset_id))
+        return starter_encoder.HUB_ID if reads else starter.HUB_ID
+
+    def _usual_tasks(self, dataset_id: int) -> list[Task]:
+        """The task that the dataset is made for; none where its columns are not understood."""
+        mapping = self._datasets.get(dataset_id).mapping
+        return [task_for(mapping.shape)] if mapping else []
+
     def methods(
-        self, base_model_id: int, task: str | None, preset: str = "balanced", check: Preflight | None = None
+        self,
+        base_model_id: int,
+        task: str | None,
+        preset: str = "balanced",
+        check: Preflight | None = None,
+        training: dict[str, Any] | None = None,
+        edited: dict[str, dict[str, Any]] | None = None,
     ) -> tuple[MethodChoice, ...]:
-        """Every method with its cost on this model and a preset's settings; those that cannot be chosen say why."""
+        """Every method with its cost on this model; those that cannot be chosen say why.
+
+        `training`, and `edited` by a method's name, are settings over the preset's. Impossible ones do not count.
+        """
         shape = self._models.base(base_model_id).shape
-        training = TrainingParams(**{**find_preset(preset).training, "max_length": _usual_length(shape)})
+        usual = {**find_preset(preset).training, "max_length": _usual_length(shape)}
+        try:
+            settings = TrainingParams(**{**usual, **(training or {})})
+        except ValidationError:
+            settings = TrainingParams(**usual)
         longest = check.longest if check else None
         chosen = find_task(task) if task else None
-        return methods_for(shape, chosen, find_preset(preset), training, this_machine(), longest)
+        return methods_for(shape, chosen, find_preset(preset), settings, this_machine(), longest, edited)
 
     def defaults(
         self,
@@ -149,9 +185,8 @@ class Planning:
                 f"The files of {base.name} are no longer at {base.location}. Put them back or choose another."
             )
         if base and method and method_params:
-            if task:
-                problems += task_problem(method, task)
-            problems += method.check(method_params, base.shape, hardware)
+            refused = task_problem(method, task) if task else []
+            problems += refused or method.check(method_params, base.shape, hardware)
             notes += method.notes(method_params, base.shape, hardware)
         if training and training.recompute and method and not method.recomputes:
             problems.append(
@@ -207,15 +242,16 @@ class Planning:
                 notes += worth_knowing
             if head is not None and training and not training.validation_percent:
                 notes.append("Without a validation split nothing is measured but the loss. Keep some rows aside.")
-        trainable = method.trainable(method_params, base.shape) if base and method and method_params else None
+        left = task.body(base.shape) if task and base else base.shape if base else None
+        trainable = method.trainable(method_params, left) if left and method and method_params else None
         if trainable is not None and head:
             trainable += head
             notes.append(f"The model gets a new head of {head:,} parameters, trained along with any method.")
         needs, enough = None, None
-        if base and method and method_params and training:
+        if left and method and method_params and training:
             longest = check.longest if check else None
             needs = estimate(
-                base.shape, method, method_params, training, hardware, longest, task.sequences if task else 1, head
+                left, method, method_params, training, hardware, longest, task.sequences if task else 1, head
             )
             enough = fits(needs, hardware)
             if not enough:
