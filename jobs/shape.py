@@ -12,6 +12,8 @@ import struct
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import model_validator
+
 from jobs.errors import UserError
 from jobs.frozen import Frozen
 
@@ -24,12 +26,14 @@ _ENCODERS = frozenset(
         *("modernbert", "mpnet", "nomic_bert", "roberta", "roformer", "xlm-roberta", "xlm-roberta-xl"),
     }
 )
-# How the names of the head begin that an encoder was pretrained with, or tuned before.
+# How the names of the head begin that a model was pretrained with, or tuned before.
+_TASK_HEADS = ("classifier", "qa_outputs", "score")
+_DECODER_HEADS = frozenset({*_HEADS, *_TASK_HEADS, "lm_loss", "pred_layer"})
 _ENCODER_HEADS = frozenset(
     {
-        *("cls", "classifier", "decoder", "discriminator_predictions", "generator_lm_head", "generator_predictions"),
-        *("head", "lm_head", "lm_predictions", "mlm_head", "pre_classifier", "predictions", "qa_outputs", "score"),
-        *("vocab_layer_norm", "vocab_projector", "vocab_transform"),
+        *("cls", "decoder", "dense", "discriminator_predictions", "generator_lm_head", "generator_predictions", "head"),
+        *("lm_head", "lm_predictions", "mlm_head", "pre_classifier", "predictions", "sop_classifier"),
+        *("vocab_layer_norm", "vocab_projector", "vocab_transform", *_TASK_HEADS),
     }
 )
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -52,6 +56,13 @@ class Vector(Frozen):
     """One 1-dimensional parameter: a bias, a norm's weight."""
 
     name: str  # "model.layers.0.input_layernorm.weight"
+    size: int
+
+
+class End(Frozen):
+    """One parameter of a head or a pooler in the files, with how many numbers it has."""
+
+    name: str  # "lm_head.weight"
     size: int
 
 
@@ -78,8 +89,23 @@ class ModelShape(Frozen):
     has_chat_template: bool
     family: Family = "decoder"
     vectors: tuple[Vector, ...] = ()
-    pretraining_head: int = 0  # of an encoder's parameters: those of a head that no task goes on with
+    ends: tuple[End, ...] = ()  # what a new head may stand in for (jobs.tasks.sizes)
     decoder_layers: int = 0  # of an encoder-decoder's second part; `layers` are its first one's
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier(cls, values: Any) -> Any:
+        """Catalogs hold shapes that were read before `ends` were: an encoder's head in one number, and of its pooler
+        the biases."""
+        if not isinstance(values, dict) or "pretraining_head" not in values:
+            return values
+        values = dict(values)
+        ends = [{"name": "predictions", "size": values.pop("pretraining_head")}]
+        for vector in values.get("vectors") or ():
+            if values.get("family") == "encoder" and "pooler" in vector["name"].split("."):
+                square = {"name": f"{vector['name'].removesuffix('bias')}weight", "size": vector["size"] ** 2}
+                ends += [dict(vector), square]
+        return values | {"ends": [end for end in ends if end["size"]]}
 
     @property
     def linear_parameters(self) -> int:
@@ -155,7 +181,7 @@ def shape_of(config: dict[str, Any], tensors: dict[str, dict[str, Any]], *, has_
     layers, family = size("num_hidden_layers", "n_layer", "num_layers", "encoder_layers", "n_layers"), _family(config)
     model_type = str(config.get("model_type", "unknown"))
     transposed = model_type in ("gpt2",)  # Conv1D keeps its weight as [in, out]
-    linears, vectors, embeddings, parameters, pretraining_head = [], [], 0, 0, 0
+    linears, vectors, ends, embeddings, parameters = [], [], [], 0, 0
     dtypes: dict[str, int] = {}
     for name, tensor in tensors.items():
         shape = tensor["shape"]
@@ -163,8 +189,8 @@ def shape_of(config: dict[str, Any], tensors: dict[str, dict[str, Any]], *, has_
         for length in shape:
             count *= length
         parameters += count
-        if family == "encoder" and name.partition(".")[0] in _ENCODER_HEADS:
-            pretraining_head += count
+        if _is_end(name, family):
+            ends.append(End(name=name, size=count))
         dtypes[tensor["dtype"]] = dtypes.get(tensor["dtype"], 0) + count
         module = name.removesuffix(".weight")
         leaf = module.rsplit(".", 1)[-1]
@@ -197,12 +223,19 @@ def shape_of(config: dict[str, Any], tensors: dict[str, dict[str, Any]], *, has_
         linears=tuple(linears),
         has_chat_template=has_chat_template,
         family=family,
-        pretraining_head=pretraining_head,
+        ends=tuple(ends),
         decoder_layers=size("num_decoder_layers", "decoder_layers", default=layers)
         if family == "encoder-decoder"
         else 0,
         vectors=tuple(vectors),
     )
+
+
+def _is_end(name: str, family: Family) -> bool:
+    first = name.partition(".")[0]
+    if family == "encoder":
+        return first in _ENCODER_HEADS or "pooler" in name.split(".")
+    return family == "decoder" and first in _DECODER_HEADS
 
 
 def _family(config: dict[str, Any]) -> Family:

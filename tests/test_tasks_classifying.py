@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from jobs.card import read_card
 from jobs.data.columns import Mapping, Shape
 from jobs.errors import RowProblem, UserError
 from jobs.events import Evaluation
+from jobs.hardware import this_machine
 from jobs.inference.predictor import Predictor
 from jobs.methods import method
+from jobs.methods.base import Context
 from jobs.rundir import RunFiles
-from jobs.shape import read_shape
+from jobs.shape import ModelShape, read_shape
 from jobs.spec import BaseModelRef, DatasetRef
 from jobs.tasks import measures, task
 from jobs.tasks.base import READERS, Encoded
@@ -401,10 +404,9 @@ def test_a_head_learns_with_every_kind_of_method_and_the_saved_adapter_says_the_
     assert told - always <= set(task(kind.name).measures)
 
     shape, how_ = read_shape(model), method(how)
-    alone = how_.trainable(how_.Params(**settings), shape)
+    alone = how_.trainable(how_.Params(**settings), task(kind.name).body(shape))
     head = task(kind.name).head_parameters(task(kind.name).Params(), shape, kind.labels)
-    if how != "full":  # which counts what the head replaces, too
-        assert end.trainable_parameters == alone + head
+    assert end.trainable_parameters == alone + head
 
     card = read_card(files.adapter)
     assert (card.task, len(card.labels), card.max_length) == (kind.name, kind.labels, 64)
@@ -599,3 +601,69 @@ def test_a_new_head_is_counted_exactly_and_nothing_else_is_new(tmp_path: Path, n
         parameters = dict(model.named_parameters())
         counted = chosen.head_parameters(chosen.Params(), shape, labels)
         assert sum(parameters[each].numel() for each in new) == counted, (task_name, new)
+
+
+SMALL = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL |= {"intermediate_size": 64}
+PLACED = SMALL | {"max_position_embeddings": 66}
+STORED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "llama, untied": ("llama", SMALL | {"num_key_value_heads": 2}, "AutoModelForCausalLM"),
+    "llama, tied": ("llama", SMALL | {"num_key_value_heads": 2, "tie_word_embeddings": True}, "AutoModelForCausalLM"),
+    "llama, which sorted before": ("llama", SMALL | {"num_labels": 7}, "AutoModelForSequenceClassification"),
+    "gpt_neox": ("gpt_neox", SMALL, "AutoModelForCausalLM"),
+    "phi, with biases": ("phi", SMALL, "AutoModelForCausalLM"),
+    "bert, pretrained": ("bert", PLACED, "AutoModelForPreTraining"),
+    "bert, which sorted before": ("bert", PLACED | {"num_labels": 7}, "AutoModelForSequenceClassification"),
+    "albert, pretrained": ("albert", PLACED | {"embedding_size": 16}, "AutoModelForPreTraining"),
+    "roberta, with a pooler": ("roberta", PLACED, "AutoModel"),
+    "roberta, pretrained": ("roberta", PLACED, "AutoModelForMaskedLM"),
+    "roberta, which sorted before": ("roberta", PLACED | {"num_labels": 7}, "AutoModelForSequenceClassification"),
+    "eurobert": ("eurobert", PLACED | {"pad_token_id": 0}, "AutoModelForMaskedLM"),
+    "modernbert": ("modernbert", PLACED, "AutoModel"),
+    "modernbert, pretrained": ("modernbert", PLACED, "AutoModelForMaskedLM"),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_what_is_trained_is_counted_exactly_whatever_the_files_end_with(tmp_path: Path, name: str) -> None:
+    import torch
+    import transformers
+
+    from jobs.training.load import Device, load_model
+
+    model_type, sizes, auto = STORED[name]
+    if model_type == "modernbert":
+        sizes = sizes | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    config = transformers.AutoConfig.for_model(model_type, **sizes)
+    getattr(transformers, auto).from_config(config).save_pretrained(tmp_path)
+    tiny.build_tokenizer(None).save_pretrained(tmp_path)
+    shape, cpu = read_shape(tmp_path), Device(torch.device("cpu"), torch.float32)
+    base, hardware = BaseModelRef(name=name, folder=tmp_path), this_machine()
+    for task_name, labels in (("classification", 5), ("tagging", 5), ("answers", 2), ("regression", 1)):
+        chosen = task(task_name)
+        if chosen.check_model(chosen.Params(), shape):
+            continue
+        for how in map(method, ("full", "lora", "bitfit", "ln-tuning")):
+            settings = how.Params()
+            if how.check(settings, shape, hardware):
+                continue
+            model, new = load_model(
+                base, chosen.auto_class, {"num_labels": labels, "ignore_mismatched_sizes": True}, None, cpu
+            )
+            tuned = how.attach(model, settings, Context(chosen.peft_task_type))
+            heads.train(tuned, new)
+            counted = how.trainable(settings, chosen.body(shape)) + chosen.head_parameters(None, shape, labels)
+            assert tuned.get_nb_trainable_parameters()[0] == counted, (task_name, how.name)
+
+
+def test_a_catalog_from_before_still_knows_its_models(tiny_bert: Path) -> None:
+    shape = read_shape(tiny_bert)
+    stored = shape.model_dump(mode="json")
+    del stored["ends"]
+    again = ModelShape.model_validate_json(json.dumps(stored | {"pretraining_head": 0}))
+    for name in ("classification", "tagging"):
+        chosen = task(name)
+        assert chosen.body(again).parameters == chosen.body(shape).parameters
+        assert chosen.head_parameters(None, again, 3) == chosen.head_parameters(None, shape, 3)
+    tuned_before = ModelShape.model_validate(stored | {"pretraining_head": 500})
+    assert task("tagging").body(tuned_before).parameters == task("tagging").body(shape).parameters - 500

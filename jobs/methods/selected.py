@@ -65,7 +65,7 @@ class FullFineTuning(Method):
         return True
 
     def trainable(self, params: Any, shape: ModelShape) -> int:
-        return shape.parameters - shape.pretraining_head
+        return shape.parameters
 
     def check(self, params: Any, shape: ModelShape, hardware: Hardware) -> list[str]:
         if shape.dtype in _TRAINABLE_DTYPES:

@@ -13,7 +13,7 @@ from jobs.data.values import Extract, extract_of
 from jobs.errors import RowProblem, UserError
 from jobs.frozen import Frozen
 from jobs.shape import ModelShape
-from jobs.tasks import reading
+from jobs.tasks import reading, sizes
 from jobs.tasks.base import Encoded, Scores, Task
 from jobs.tasks.predictions import FoundAnswer, Prediction
 
@@ -53,7 +53,7 @@ class Answers(Task):
         )
 
     def head_parameters(self, params: Any, shape: ModelShape, labels: int) -> int:
-        return reading.token_head(shape, _OUTPUTS)
+        return sizes.token_head(shape, _OUTPUTS)
 
     def encode_batch(
         self, rows: Sequence[dict[str, Any]], mapping: Mapping, tokenizer: PreTrainedTokenizerBase, params: Any

@@ -15,6 +15,7 @@ from jobs.data.tokens import Tokens, tokenise
 from jobs.errors import RowProblem, UserError
 from jobs.frozen import Frozen
 from jobs.shape import Family, ModelShape
+from jobs.tasks import sizes
 from jobs.tasks.supported import has_head
 
 if TYPE_CHECKING:
@@ -170,6 +171,10 @@ class Task:
     def head_parameters(self, params: Any, shape: ModelShape, labels: int) -> int:
         """Parameters of a new head for so many labels, trained whatever the method; 0 where the model has its own."""
         return 0
+
+    def body(self, shape: ModelShape) -> ModelShape:
+        """What of a stored model is trained for this task: a head that a new one stands in for is not loaded."""
+        return sizes.body(shape, self.head == "sequence") if self.head in READERS else shape
 
     def new_head(self, params: Any, shape: ModelShape, labels: int) -> int | None:
         """Parameters of the head that training adds; None where the model's own, over its vocabulary, is used."""

@@ -14,7 +14,7 @@ from jobs.data.values import labels_of, texts_of
 from jobs.errors import RowProblem, UserError
 from jobs.frozen import Frozen
 from jobs.shape import ModelShape
-from jobs.tasks import reading
+from jobs.tasks import reading, sizes
 from jobs.tasks.base import Encoded, Scores, Task
 from jobs.tasks.predictions import Labels, LabelScore, Prediction
 
@@ -60,7 +60,7 @@ class Classification(Task):
         )
 
     def head_parameters(self, params: Any, shape: ModelShape, labels: int) -> int:
-        return reading.sequence_head(shape, labels)
+        return sizes.sequence_head(shape, labels)
 
     def encode_batch(
         self, rows: Sequence[dict[str, Any]], mapping: Mapping, tokenizer: PreTrainedTokenizerBase, params: Params

@@ -1,5 +1,5 @@
-"""What the tasks that put a new head on a model share: tokens of one text or two, batches, how large a head is, and how
-the rows that an evaluation shows are written.
+"""What the tasks that put a new head on a model share: tokens of one text or two, batches, and how the rows that an
+evaluation shows are written.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.errors import RowProblem, UserError
-from jobs.shape import ModelShape
 from jobs.tasks.base import Encoded, check_fast
 
 if TYPE_CHECKING:
@@ -151,30 +150,6 @@ def judged(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def per_token(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """[rows, tokens, ...] of the batch's own tokens: virtual ones stand before them."""
     return logits[:, -batch["input_ids"].shape[1] :]
-
-
-# Between text and labels these have a dense layer; those classify from a pooler, which the files may have.
-_DENSE = frozenset(
-    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "electra", "distilbert", "mpnet", "roformer"}
-)
-_POOLED = frozenset({"bert", "albert", "deberta", "deberta-v2", "ernie"})
-
-
-def sequence_head(shape: ModelShape, labels: int) -> int:
-    """Parameters of the head that judges a whole text: one linear layer after the last token of a decoder or the first
-    of an encoder, and what some encoders put between."""
-    hidden = shape.hidden_size
-    if shape.family != "encoder":
-        return hidden * labels
-    pooled = any(".pooler." in f".{vector.name}" for vector in shape.vectors)  # the files have it: it is not new
-    between = hidden * hidden + hidden
-    dense = shape.model_type in _DENSE or (shape.model_type in _POOLED and not pooled)
-    return hidden * labels + labels + (between if dense else 0)
-
-
-def token_head(shape: ModelShape, labels: int) -> int:
-    """Parameters of the head that judges each token: one linear layer with biases."""
-    return shape.hidden_size * labels + labels
 
 
 def natural(label: str) -> tuple[Any, ...]:

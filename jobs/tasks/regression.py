@@ -11,7 +11,7 @@ from jobs.data.columns import Mapping, Shape
 from jobs.data.values import score_of, texts_of
 from jobs.errors import RowProblem, UserError
 from jobs.shape import ModelShape
-from jobs.tasks import reading
+from jobs.tasks import reading, sizes
 from jobs.tasks.base import Encoded, Scores, Task
 from jobs.tasks.predictions import Number, Prediction
 
@@ -43,7 +43,7 @@ class Regression(Task):
     }
 
     def head_parameters(self, params: Any, shape: ModelShape, labels: int) -> int:
-        return reading.sequence_head(shape, 1)
+        return sizes.sequence_head(shape, 1)
 
     def encode_batch(
         self, rows: Sequence[dict[str, Any]], mapping: Mapping, tokenizer: PreTrainedTokenizerBase, params: Any

@@ -16,7 +16,7 @@ from jobs.data.values import tagged
 from jobs.errors import RowProblem, UserError
 from jobs.frozen import Frozen
 from jobs.shape import ModelShape
-from jobs.tasks import reading
+from jobs.tasks import reading, sizes
 from jobs.tasks.base import Encoded, Scores, Task
 from jobs.tasks.predictions import Prediction, Span, Spans
 
@@ -66,7 +66,7 @@ class Tagging(Task):
         return problems
 
     def head_parameters(self, params: Any, shape: ModelShape, labels: int) -> int:
-        return reading.token_head(shape, labels)
+        return sizes.token_head(shape, labels)
 
     def encode_batch(
         self, rows: Sequence[dict[str, Any]], mapping: Mapping, tokenizer: PreTrainedTokenizerBase, params: Params

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = "head.safetensors"
+_NORM_COPY = ".ln_tuning_layers."  # LN tuning trains a copy of every norm, a new head's too
 
 
 def train(model: Any, new: tuple[str, ...]) -> tuple[str, ...]:
@@ -31,10 +32,12 @@ def train(model: Any, new: tuple[str, ...]) -> tuple[str, ...]:
 
 def left_frozen(model: Any, new: tuple[str, ...]) -> dict[str, Any]:
     """The new parameters, by name, that the method neither trains nor replaced with a copy that it trains."""
+    parameters = _plainly_named(model)
+    copied = {name.partition(_NORM_COPY)[0] for name in parameters if _NORM_COPY in name}
     return {
         name: parameter
-        for name, parameter in _plainly_named(model).items()
-        if name in new and not parameter.requires_grad
+        for name, parameter in parameters.items()
+        if name in new and not parameter.requires_grad and name.rpartition(".")[0] not in copied
     }
 
 
