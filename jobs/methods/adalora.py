@@ -17,6 +17,7 @@ from jobs.shape import LinearModule, ModelShape
 if TYPE_CHECKING:
     import torch
     from peft import AdaLoraConfig
+    from transformers import PreTrainedModel
 
 # Shares of the run: before the first rank is taken away, and after the last.
 _BEFORE, _AFTER = 0.15, 0.25
@@ -88,6 +89,13 @@ class AdaLoRA(LayerMethod):
             deltaT=1,
             target_modules=target_modules,
         )
+
+    def attach(self, model: PreTrainedModel, params: Params, context: Context) -> Any:
+        tuned = super().attach(model, params, context)
+        for name, parameter in tuned.named_parameters():
+            if ".ranknum." in name:  # how many ranks a layer has: PEFT makes it trainable beside a 16-bit base
+                parameter.requires_grad_(False)
+        return tuned
 
     def regularisation(self, model: Any, params: Params) -> torch.Tensor | None:
         """How far A's rows and B's columns are from orthonormal, as PEFT's own forward adds it."""
