@@ -270,3 +270,20 @@ def test_a_hub_model_is_read_from_its_headers(tiny_llama: Path, tmp_path: Path) 
     assert "has no model 'owner/missing'" in answers[2]
     assert "not a Hub id" in answers[3]
     assert not list(tmp_path.rglob("*.safetensors"))  # headers only
+
+
+def test_two_adapters_of_one_name_are_told_apart_by_their_runs(
+    models: Models, home: Home, engine: Engine, adapter_id: int, tiny_llama: Path
+) -> None:
+    assert models.adapter(adapter_id).title == "My ../ pirate"
+    first = models.adapter(adapter_id)
+    folder = home.run(2) / "adapter"
+    tiny.build_adapter(tiny_llama, folder, seed=2)
+    twin = models.adapter(insert_adapter(engine, home, first.base_model_id, folder, first.name))
+    assert [each.title for each in models.adapters()] == [
+        f"My ../ pirate · run {twin.run_id}",
+        f"My ../ pirate · run {first.run_id}",
+    ]
+    assert {each.name for each in models.adapters()} == {"My ../ pirate"}
+    models.rename_adapter(twin.id, "Parrot")
+    assert [each.title for each in models.adapters()] == ["Parrot", "My ../ pirate"]

@@ -168,7 +168,7 @@ def _adapter_html(view: AdapterView) -> str:
             "delete",
             view.id,
             "Delete",
-            question=f"Delete the adapter {view.name}? Samples made with it stay. This cannot be undone.",
+            question=f"Delete the adapter {view.title}? Samples made with it stay. This cannot be undone.",
         )
         + "</div></article>"
     )

@@ -45,6 +45,9 @@ new MutationObserver(() => {
   before = element.textContent.length;
 }).observe(element, {childList: true, subtree: true, characterData: true});
 """
+# What was asked leaves the box when the server has it; what was typed meanwhile stays. What comes back goes before it.
+TAKEN = """(taken, text) => [taken && text?.startsWith(taken) ? text.slice(taken.length).trimStart() : text, '']"""
+PUT_BACK = """(unsaid, text) => [[unsaid, text].filter(each => each?.trim()).join('\\n'), '']"""
 NEW_CHAT = """(base, panes) => {
   const adapter = (panes || []).filter(pane => pane !== 'base')[0];
   const query = adapter ? '?adapter=' + adapter : base ? '?base=' + base : '';
@@ -83,10 +86,10 @@ def build(service: Service) -> None:
                     sampling = Form(Sampling)
             chats = action_list()
     chat_id = gr.Number(visible=False)
-    asked = gr.Textbox(visible=False)
+    asked, taken, unsaid = (gr.Textbox(visible=False) for _ in range(3))
 
     def names_of(base_id: int, adapters: tuple[int | None, ...]) -> list[str]:
-        known = {each.id: each.name for each in service.models.adapters(base_id)}
+        known = {each.id: each.title for each in service.models.adapters(base_id)}
         bare = service.models.base(base_id).name
         return [bare if each is None else known.get(each, "Deleted adapter") for each in adapters]
 
@@ -96,7 +99,7 @@ def build(service: Service) -> None:
 
     def pane_choices(base_id: int | None) -> list[tuple[str, str]]:
         adapters = chatting(base_id)
-        return [("Base model, as it is", BARE), *((each.name, str(each.id)) for each in adapters)]
+        return [("Base model, as it is", BARE), *((each.title, str(each.id)) for each in adapters)]
 
     def read_panes(chosen: list[str]) -> tuple[int | None, ...]:
         if not chosen:
@@ -174,7 +177,7 @@ def build(service: Service) -> None:
     def take(
         text: str, answering: str | None, base_id: int | None, chosen: list[str], current: int | None, *drawn: Any
     ) -> Shown:
-        """Before the answer: the chat exists, the box is empty again, Stop is where Send was.
+        """Before the answer: the chat exists, Stop is where Send was, and the box is to lose what was taken.
 
         `asked` holds the question until it is answered. Where nothing is taken it stays as it is, so that the `answer`
         that follows has nothing to do, or is the one at work.
@@ -190,7 +193,7 @@ def build(service: Service) -> None:
         return {
             asked: text.strip(),
             chat_id: number,
-            prompt: "",
+            taken: text,
             send: gr.Button(visible=False),
             stop: gr.Button(visible=True),
         }
@@ -219,10 +222,10 @@ def build(service: Service) -> None:
                         drawn_at = time.monotonic()
             finally:
                 answers.close()  # type: ignore[attr-defined]  # the tab was closed: nobody waits for the rest
-            unsaid = {} if latest else {prompt: text, notice: note_html("Stopped before the first word.")}
-            yield {**with_chat(service.playground.chats.get(number)), **finished, **earlier(number), **unsaid}
+            wordless = {} if latest else {unsaid: text, notice: note_html("Stopped before the first word.")}
+            yield {**with_chat(service.playground.chats.get(number)), **finished, **earlier(number), **wordless}
         except Exception:
-            yield {**finished, live: "", prompt: text}
+            yield {**finished, live: "", unsaid: text}
             raise
 
     @guarded(notice)
@@ -257,15 +260,17 @@ def build(service: Service) -> None:
     gr.on([panes.input, new.click], start_over, [base, panes], [chat_id, *talk, chats, notice], **again).then(
         None, [base, panes], None, js=NEW_CHAT
     )
-    gr.on(
+    sent = gr.on(
         [prompt.submit, send.click],
         take,
         [prompt, asked, base, panes, chat_id, *sampled],
-        [asked, chat_id, prompt, send, stop, notice],
+        [asked, chat_id, taken, send, stop, notice],
         **again,
-    ).then(None, chat_id, None, js=TO_CHAT).then(
-        answer, [asked, chat_id, *sampled], [*talk, send, stop, asked, prompt, chats, notice], **again
     )
+    sent.then(None, [taken, prompt], [prompt, taken], js=TAKEN)
+    sent.then(None, chat_id, None, js=TO_CHAT).then(
+        answer, [asked, chat_id, *sampled], [*talk, send, stop, asked, unsaid, chats, notice], **again
+    ).then(None, [unsaid, prompt], [prompt, unsaid], js=PUT_BACK)
     stop.click(end, chat_id, [notice], **quiet)
     history.click(press, None, [notice], **beside)
     # One at a time: the list that comes last is the newest.

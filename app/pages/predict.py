@@ -98,7 +98,7 @@ def build(service: Service) -> None:
                 visible=len({head.task for head in heads}) > 1,
             ),
             who: gr.CheckboxGroup(
-                choices=[(head.adapter.name, str(head.adapter.id)) for head in of_task], value=chosen
+                choices=[(head.adapter.title, str(head.adapter.id)) for head in of_task], value=chosen
             ),
             **{
                 box: gr.Textbox(
@@ -158,7 +158,7 @@ def build(service: Service) -> None:
             if isinstance(news, Answered):
                 answers.append(news)
             status = news.text if isinstance(news, Status) else "Reading"
-            left = [each.name for each in waiting if each.id not in [answer.adapter_id for answer in answers]]
+            left = [each.title for each in waiting if each.id not in [answer.adapter_id for answer in answers]]
             yield {said: answers_html(answers, left, status, given)}
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
@@ -218,7 +218,7 @@ def examples_html(found: list[dict[str, str]], unseen: bool) -> str:
 def about_html(asked: list[HeadView]) -> str:
     """Where those who are asked come from."""
     lines = "".join(
-        f'<li><a href="run?id={head.adapter.run_id}">{escape(head.adapter.name)}</a>'
+        f'<li><a href="run?id={head.adapter.run_id}">{escape(head.adapter.title)}</a>'
         f'<span class="hint">on {escape(head.adapter.base_model)}, reads {head.max_length:,} tokens</span></li>'
         for head in asked
     )

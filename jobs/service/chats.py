@@ -65,9 +65,9 @@ class Chats:
         problems = [] if 1 <= len(panes) <= MOST_PANES else [f"Choose between 1 and {MOST_PANES} panes."]
         for adapter in (self._models.adapter(pane) for pane in panes if pane is not None):
             if adapter.base_model_id != base_model_id:
-                problems.append(f"{adapter.name} was trained on {adapter.base_model}, not on {base.name}.")
+                problems.append(f"{adapter.title} was trained on {adapter.base_model}, not on {base.name}.")
             elif not (trained_for := find_task(adapter.task)).talks:
-                problems.append(f"{adapter.name} was trained for {trained_for.label}, which does not chat. Use Try.")
+                problems.append(f"{adapter.title} was trained for {trained_for.label}, which does not chat. Use Try.")
         if base.shape.family == "encoder":
             problems.append(f"{base.name} reads texts and writes none, so it cannot chat. Choose another base model.")
         UserError.raise_all(problems)

@@ -15,7 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, exists, func, select
+from sqlalchemy.orm import aliased
 
 from jobs import hub, starter, starter_encoder
 from jobs.errors import UserError
@@ -28,6 +29,10 @@ from storage.catalog import forget_adapter
 from storage.db import read, write
 from storage.files import Home
 from storage.tables import Adapter, BaseModel, Chat, Run, Sample
+
+_twin = aliased(Adapter)
+SHARED = exists().where(_twin.name == Adapter.name, _twin.id != Adapter.id)  # another adapter has the same name
+_NO_ADAPTER = "There is no adapter number {}; it may have been deleted."
 
 
 class BaseModelView(Frozen):
@@ -43,6 +48,7 @@ class BaseModelView(Frozen):
 class AdapterView(Frozen):
     id: int
     name: str
+    title: str  # the name; with its run where another adapter has the same
     run_id: int
     base_model_id: int
     base_model: str
@@ -184,17 +190,20 @@ class Models:
 
     def adapters(self, base_model_id: int | None = None) -> list[AdapterView]:
         """Newest first."""
-        query = select(Adapter, BaseModel.name).join(BaseModel, BaseModel.id == Adapter.base_model_id)
+        query = select(Adapter, BaseModel.name, SHARED).join(BaseModel, BaseModel.id == Adapter.base_model_id)
         if base_model_id is not None:
             query = query.where(Adapter.base_model_id == base_model_id)
         with read(self._engine) as session:
             rows = session.execute(query.order_by(Adapter.created_at.desc(), Adapter.id.desc())).all()
-        return [_adapter_view(row, base) for row, base in rows]
+        return [_adapter_view(*row) for row in rows]
 
     def adapter(self, adapter_id: int) -> AdapterView:
         """Raises UserError where there is none."""
-        row = self._adapter_row(adapter_id)
-        return _adapter_view(row, self._base_row(row.base_model_id).name)
+        query = select(Adapter, BaseModel.name, SHARED).join(BaseModel, BaseModel.id == Adapter.base_model_id)
+        with read(self._engine) as session:
+            if row := session.execute(query.where(Adapter.id == adapter_id)).one_or_none():
+                return _adapter_view(*row)
+        raise UserError(_NO_ADAPTER.format(adapter_id))
 
     def adapter_path(self, adapter_id: int) -> Path:
         """Its folder. Raises UserError where it is gone."""
@@ -242,7 +251,7 @@ class Models:
         with read(self._engine) as session:
             if row := session.get(Adapter, adapter_id):
                 return row
-        raise UserError(f"There is no adapter number {adapter_id}; it may have been deleted.")
+        raise UserError(_NO_ADAPTER.format(adapter_id))
 
     def _folder(self, row: BaseModel) -> Path:
         # Joined, not resolved: a starter's folder may be a link to a conversion that several homes share.
@@ -292,10 +301,16 @@ def _shape(text: str) -> ModelShape:
     return ModelShape.model_validate_json(text)
 
 
-def _adapter_view(row: Adapter, base_model: str) -> AdapterView:
+def adapter_title(row: Adapter, shared: bool) -> str:
+    """What tells an adapter from every other; `shared`: whether another has its name."""
+    return f"{row.name} · run {row.run_id}" if shared else row.name
+
+
+def _adapter_view(row: Adapter, base_model: str, shared: bool) -> AdapterView:
     return AdapterView(
         id=row.id,
         name=row.name,
+        title=adapter_title(row, shared),
         run_id=row.run_id,
         base_model_id=row.base_model_id,
         base_model=base_model,

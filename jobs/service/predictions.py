@@ -125,7 +125,7 @@ class Predictions:
                         view, card, _ = next(remaining)
                         yield Answered(
                             adapter_id=view.id,
-                            name=view.name,
+                            name=view.title,
                             task=card.task,
                             predictions=reply.predictions,
                             baseline=reply.baseline,

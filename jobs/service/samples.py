@@ -13,7 +13,7 @@ from jobs.frozen import Frozen
 from jobs.inference.protocol import Row
 from jobs.inference.sampling import Sampling
 from jobs.service.chats import Chats, messages_of
-from jobs.service.models import Models
+from jobs.service.models import SHARED, Models, adapter_title
 from storage.db import read, write
 from storage.tables import Adapter, BaseModel, ChatAnswer, Sample
 
@@ -110,20 +110,20 @@ class Samples:
 
 DELETED = "deleted adapter"
 _SAMPLES = (
-    select(Sample, BaseModel.name, Adapter.name)
+    select(Sample, BaseModel.name, Adapter, SHARED)
     .join(BaseModel, BaseModel.id == Sample.base_model_id)
     .outerjoin(Adapter, Adapter.id == Sample.adapter_id)
 )
 
 
-def _sample_view(sample: Sample, base: str, adapter: str | None) -> SampleView:
+def _sample_view(sample: Sample, base: str, adapter: Adapter | None, shared: bool) -> SampleView:
     batch, row = sample.engine.get("batch", []), sample.engine.get("row", 0)
     by_adapter = bool(batch) and batch[row]["adapter_id"] is not None
     return SampleView(
         id=sample.id,
         base_model=base,
         base_model_id=sample.base_model_id,
-        adapter=adapter or (DELETED if by_adapter else None),
+        adapter=adapter_title(adapter, shared) if adapter else (DELETED if by_adapter else None),
         adapter_id=sample.adapter_id,
         messages=tuple(sample.messages),
         answer=sample.answer,

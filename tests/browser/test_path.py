@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from jobs.events import Metrics
 from jobs.rundir import RunFiles
@@ -162,9 +162,21 @@ def test_from_an_uploaded_file_to_a_kept_sample(page: Page, watch: Watch, server
     for label, value in (("Temperature", "0"), ("Maximum tokens", "40")):
         number(page, label).fill(value)
         number(page, label).press("Tab")
-    page.get_by_placeholder("Ask something").fill("What is a compass?")
+    box = page.get_by_placeholder("Ask something")
+    box.fill("What is a compass?")
     page.evaluate(STREAMED)
-    page.get_by_placeholder("Ask something").press("Enter")
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:  # the server does not hear of it yet
+        held.append(route)
+
+    page.route("**/queue/join*", hold)
+    box.press("Enter")
+    box.press_sequentially(" And a sextant?")
+    for route in held:
+        route.continue_()
+    page.unroute("**/queue/join*", hold)
+    expect(box).to_have_value("And a sextant?")  # what was typed after Enter
     keep = page.get_by_role("button", name="Keep")
     expect(keep).to_have_count(2, timeout=TRAINING)
     assert page.evaluate("window.streamed")
