@@ -252,3 +252,57 @@ def test_other_methods_rewrite_too(
     losses = list(series(files, "loss").values())
     assert sum(losses[-5:]) < sum(losses[:5])
     assert len(series(files, "chrf")) == 3
+
+
+NEEDED = "prepare_decoder_input_ids_from_labels"
+
+
+def test_a_model_that_must_be_told_the_languages_is_refused_before_anything_is_loaded(tiny_t5: Path) -> None:
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    from jobs.tasks.supported import ENCODER_DECODERS, OF_LANGUAGES
+
+    assert {*ENCODER_DECODERS, *OF_LANGUAGES} <= set(KNOWN)
+    assert all(hasattr(getattr(transformers, KNOWN[kind]), NEEDED) for kind in ENCODER_DECODERS)
+    chosen, shape = task("seq2seq"), read_shape(tiny_t5)
+    assert chosen.check_model(chosen.Params(), shape) == []
+    for kind, said in (
+        ("m2m_100", "must be told the languages"),
+        ("marian", "the languages"),
+        ("whisper", "none that Graft knows"),
+    ):
+        (problem,) = chosen.check_model(chosen.Params(), shape.model_copy(update={"model_type": kind}))
+        assert said in problem and f"kind {kind} " in problem and "google/flan-t5-small" in problem
+
+
+SIZES = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+SIZES |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 128}
+KINDS: dict[str, dict[str, Any]] = {
+    "bart": SIZES,
+    "pegasus": SIZES,
+    "mvp": SIZES,
+    "mt5": {"d_model": 32, "d_kv": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2},
+    "longt5": {"d_model": 32, "d_kv": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_with_an_encoder_and_a_decoder_learn_and_write(kind: str, tmp_path: Path, tiny_t5: Path) -> None:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_t5)
+    config = transformers.AutoConfig.for_model(kind, vocab_size=len(tokenizer), **KINDS[kind])
+    config.pad_token_id = config.decoder_start_token_id = tokenizer.pad_token_id
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    torch.manual_seed(0)
+    model: Any = transformers.AutoModelForSeq2SeqLM.from_config(config)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    assert task("seq2seq").check_model(task("seq2seq").Params(), read_shape(tmp_path / "base")) == []
+    files = run_of(tmp_path / "run", tmp_path / "base", "seq2seq", training={"epochs": 2})
+    end = train_here(files)
+    assert (end.state, end.reason) == ("completed", None)
+    losses = series(files, "loss")
+    assert losses[max(losses)] < losses[1]
+    assert "chrf" in {name for event in events(files) for name in getattr(event, "values", {})}

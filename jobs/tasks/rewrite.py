@@ -13,10 +13,12 @@ from jobs.data.rendering import Rendered, prompt_text, render_answers
 from jobs.data.templates import Templated
 from jobs.data.turns import Turn
 from jobs.errors import RowProblem, UserError
+from jobs.shape import ModelShape
 from jobs.tasks.base import Encoded, Scores, Task
 from jobs.tasks.chat import needs_template
 from jobs.tasks.predictions import Prediction, Written
 from jobs.tasks.rewriting import SHOWN, RewriteParams, measures, pair, suggested_instruction
+from jobs.tasks.supported import ENCODER_DECODERS, OF_LANGUAGES
 
 if TYPE_CHECKING:
     import torch
@@ -133,6 +135,19 @@ class Seq2Seq(_Rewriting):
 
     class Params(RewriteParams):
         pass
+
+    def check_model(self, params: Any, shape: ModelShape) -> list[str]:
+        if problems := super().check_model(params, shape):
+            return problems
+        if shape.model_type in ENCODER_DECODERS:
+            return []
+        why = "is none that Graft knows to read and write texts"
+        if shape.model_type in OF_LANGUAGES:
+            why = "must be told the languages in a way of its own, which Graft does not do"
+        return [
+            f"You set the task to {self.label}, but a base model of the kind {shape.model_type} {why}. Choose one of "
+            "T5's, BART's or Pegasus' kind, such as google/flan-t5-small, or a decoder."
+        ]
 
     def suggest(self, mapping: Mapping) -> dict[str, Any]:
         # As T5 was trained to be asked.

@@ -41,6 +41,11 @@ DECODERS: dict[str, frozenset[str]] = {
         """
     ),
 }
+ENCODER_DECODERS = _names(
+    "bart bigbird_pegasus led longt5 mt5 mvp pegasus pegasus_x switch_transformers t5 t5gemma umt5"
+)
+# Those that are told by tokens of their own which languages a text is in and should be in, or keep two vocabularies.
+OF_LANGUAGES = _names("fsmt m2m_100 marian mbart nllb-moe plbart seamless_m4t seamless_m4t_v2")
 NOT_ENCODERS: dict[str, frozenset[str]] = {"span": _names("eurobert nomic_bert")}
 
 
