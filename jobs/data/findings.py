@@ -94,7 +94,8 @@ class Findings:
         self._toolless = _Listed()
         self._tools = mapping if mapping.columns.get("tools") and not has_place_for_tools(tokenizer) else None
         self._special_texts: Counter[str] = Counter()
-        self._first_chars, self._pattern = _special_tokens(tokenizer)
+        self._first_pairs, self._pattern = _special_tokens(tokenizer)
+        self._first_chars = sorted({pair[0] for pair in self._first_pairs})
 
     def batch(self, rows: Sequence[tuple[Stored, Encoded | RowProblem]]) -> None:
         """Look at the next rows, each with its tokens or with why it has none."""
@@ -113,7 +114,7 @@ class Findings:
             trained = encoded.trained
             first = _first(trained)
             self._prompts.append(hash(tuple(encoded.input_ids[:first])) if first > 1 else 0)
-            self._answers.append(sum(trained) if first >= 0 else -1)
+            self._answers.append(trained.count(True) if first >= 0 else -1)
             if self._labelled:
                 self._text_keys.append(key_of(values, self._judged))
                 self._label_keys.append(hash(tuple(sorted(encoded.target or ()))))
@@ -127,19 +128,16 @@ class Findings:
         tags are lost, which questions without an end are not.
         """
         reads_less = self._task.head in ("sequence", "span", "seq2seq")
-        if reads_less or sum(sum(text.trained) for text in encoded.texts) > sum(
-            sum(text.trained) for text in used.texts
-        ):
+        if reads_less or _trained(encoded) > _trained(used):
             self._cut.add(number)
 
     def _look_for_special(self, number: int, values: dict[str, Any]) -> None:
         assert self._pattern is not None
         found: list[str] = []
         for text in _cells(values, self._texts):
-            for begin in self._first_chars:
-                if begin in text:
-                    found += self._pattern.findall(text)
-                    break
+            # Most texts have not even the character that nearly every special token begins with.
+            if any(begin in text for begin in self._first_chars) and any(pair in text for pair in self._first_pairs):
+                found += self._pattern.findall(text)
         if found:
             self._special.add(number)
             self._special_texts.update(found)
@@ -352,6 +350,10 @@ def _reasons(reasons: Mapping[str, int], bad: list[tuple[int, str]]) -> Iterator
 
 def _rows(count: int, one: str, many: str) -> str:
     return f"1 row {one}" if count == 1 else f"{count:,} rows {many}"
+
+
+def _trained(encoded: Encoded) -> int:
+    return sum(text.trained.count(True) for text in encoded.texts)
 
 
 def _first(trained: Sequence[bool]) -> int:

@@ -187,7 +187,7 @@ def check(
                 truncated += 1
                 findings.shortened(number, result, used)
             tokens += sum(len(text.input_ids) for text in used.texts)
-            trained += sum(sum(text.trained) for text in used.texts)
+            trained += sum(text.trained.count(True) for text in used.texts)
             if len(labels) < LABELS_COUNTED:
                 labels.update(task.target_labels(used))
             if result.untrained_answers:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -241,13 +242,21 @@ def _render(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], prompt: bool 
 
 
 def _render_plain(tokenizer: PreTrainedTokenizerBase, turns: list[Turn], prompt: bool) -> str:
-    """What `apply_chat_template` gives for turns of nothing but role and text, in two thirds of its time: the same
-    compiled template and the same names, without the copies that it makes of richer messages."""
+    """What `apply_chat_template` gives for turns of nothing but role and text, in less than half of its time: the same
+    compiled template and the same names, without the copies that it makes of richer messages, and that Jinja makes of
+    every name it has."""
+    template, names = _compiled(tokenizer.get_chat_template())
+    given = {**names, **tokenizer.special_tokens_map, "messages": turns, "add_generation_prompt": prompt}
+    return "".join(template.root_render_func(template.new_context(given, shared=True)))
+
+
+@lru_cache(maxsize=16)
+def _compiled(chat_template: str) -> tuple[Any, dict[str, Any]]:
+    """The template, and the names that every rendering of it has."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    template = _compile_jinja_template(tokenizer.get_chat_template())
-    names = {"tools": None, "documents": None, "add_generation_prompt": prompt, **tokenizer.special_tokens_map}
-    return str(template.render(messages=turns, **names))
+    template = _compile_jinja_template(chat_template)
+    return template, {**template.globals, "tools": None, "documents": None}
 
 
 def _try_render(

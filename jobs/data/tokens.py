@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import json
 import unicodedata
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,7 +145,7 @@ class _Counted:
         ascii_only = text.isascii()
         if table.normalizes and not ascii_only and not unicodedata.is_normalized("NFC", text):
             return None
-        ends = table.lengths[np.array(ids)].cumsum()
+        ends = table.lengths[np.frombuffer(array("q", ids), np.int64)].cumsum()  # half the time of np.array(ids)
         if ends[-1] != (len(text) if ascii_only else len(text.encode())):
             return None
         if table.blank[ids[0]] or table.blank[ids[-1]]:
