@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from jobs.errors import UserError
 from jobs.inference.client import EngineClient
+from jobs.inference.predictor import Predictor
 from jobs.inference.slot import Slot
 from jobs.service.models import Models
 from jobs.service.playground import Status
@@ -172,3 +173,30 @@ def test_every_problem_is_told_before_anything_is_loaded(
     assert [view.adapter.name for view in predictions.adapters("regression")] == ["numbers"]
     head = predictions.head(adapters["lora"])
     assert (head.inputs, head.labels) == ({"text": True, "text_pair": False}, ("captain", "dog", "fox", "ship"))
+
+
+def test_adapters_of_one_base_compute_with_one_copy_of_its_weights(
+    models: Models, adapters: dict[str, int], bases: dict[str, int]
+) -> None:
+    base = models.ref(bases["bert"])
+    folders = [models.adapter_path(adapters[name]) for name in ("lora", "bottleneck", "numbers")]
+    text = [{"text": "said the captain"}]
+    alone = [Predictor(base).predict(folder, text) for folder in folders]
+    predictor = Predictor(base)
+    for _ in range(2):  # each beside the others, and once more after them
+        assert [predictor.predict(folder, text) for folder in folders] == alone
+    held = [dict(predictor.get(folder).model.named_parameters()) for folder in folders]
+    embeddings = [next(p for name, p in each.items() if "word_embeddings" in name) for each in held]
+    assert len({embedding.data_ptr() for embedding in embeddings}) == 1
+
+
+def test_a_warmed_adapter_is_in_memory_before_it_is_asked(
+    predictions: Predictions, adapters: dict[str, int], slot: Slot
+) -> None:
+    slot.clear("A fresh start.")
+    predictions.warm(adapters["lora"])
+    wait_for(lambda: slot._seat is not None and not slot._seat.users, seconds=120)
+    told = list(predictions.ask([adapters["lora"]], [{"text": "said the captain"}]))
+    assert [type(said) for said in told] == [Answered]  # nothing had to be loaded
+    with pytest.raises(UserError, match="no adapter number"):
+        predictions.warm(999)

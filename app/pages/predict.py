@@ -115,6 +115,11 @@ def build(service: Service) -> None:
         asked = [head for head in heads if str(head.adapter.id) in chosen]
         return {examples: examples_html(*examples_of(chosen)), about: about_html(asked)}
 
+    def warm(adapter_id: int) -> None:
+        """Someone is about to ask: load while they write, unless a run in progress wants the machine."""
+        if not any(run.state.active for run in service.runs.list(limit=20)):
+            service.predictions.warm(adapter_id)
+
     @guarded(notice)
     def show(request: gr.Request) -> Shown:
         wanted = [each for each in str(request.query_params.get("adapter", "")).split(",") if each.isdecimal()]
@@ -124,6 +129,7 @@ def build(service: Service) -> None:
         if not heads:
             return {empty: NONE_YET}
         first = next((head for head in heads if str(head.adapter.id) in wanted[:1]), heads[0])
+        warm(first.adapter.id)
         return {page: gr.Row(visible=True), empty: "", **for_task(heads, first.task, wanted)}
 
     @guarded(notice)

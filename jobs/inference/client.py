@@ -63,6 +63,10 @@ class PredictorClient(Client):
 
     module = "jobs.inference.predict_child"
 
+    def load(self, adapters: Sequence[Path]) -> None:
+        """Wait until these adapters are in memory."""
+        self._rpc.call("load", adapters=[str(adapter) for adapter in adapters])
+
     def predict(self, adapters: Sequence[Path], inputs: Sequence[dict[str, str]]) -> Generator[Predicted]:
         """What each adapter says of every input, in the adapters' order, and before that what is being loaded.
 

@@ -1,12 +1,14 @@
 """The predicting process: `python -m jobs.inference.predict_child --model SOURCE [--revision R] --name NAME`.
 
-Answers "predict" (adapters, inputs) with one reply an adapter, in their order. It ends when its parent closes the pipe.
-Never opens the catalog.
+Answers "predict" (adapters, inputs) with one reply an adapter, in their order; "load" (adapters) when they are in
+memory. What is imported is imported at once, before anybody asks. It ends when its parent closes the pipe. Never opens
+the catalog.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import queue
 import threading
@@ -36,20 +38,30 @@ class Child:
     def compute(self) -> None:
         """The computing thread: one request after another, until the process ends."""
         predictor: Predictor | None = None
+        with contextlib.suppress(Exception):  # whoever asks first is told what is wrong
+            predictor = self._start()
         while True:
             request = self._requests.get()
             try:
-                if predictor is None:
-                    from jobs.inference.predictor import Predictor
-
-                    predictor = Predictor(self._base)
-                self._answer(request, predictor)
+                predictor = predictor or self._start()
+                if request.method == "load":
+                    for adapter in request.params["adapters"]:
+                        predictor.get(Path(adapter))
+                else:
+                    self._answer(request, predictor)
                 request.done()
             except UserError as error:
                 request.fail(*error.problems)
             except Exception as error:
                 traceback.print_exc()
                 request.fail(_words(error))
+
+    def _start(self) -> Predictor:
+        import peft  # noqa: F401 - takes seconds, and nearly every adapter needs it
+
+        from jobs.inference.predictor import Predictor
+
+        return Predictor(self._base)
 
     def _answer(self, request: Request, predictor: Predictor) -> None:
         for adapter in request.params["adapters"]:

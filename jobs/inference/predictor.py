@@ -1,7 +1,8 @@
 """Trained heads answering on one base model: labels, spans, answers, numbers for texts.
 
-Each adapter is loaded with a base of its own, because a head is part of the model and some kinds change what is beside
-it; the last few stay in memory. Ends at values (jobs.tasks.predictions): who asks is jobs.inference.predict_child's.
+Each adapter has a model of its own, because a head is part of it and some kinds change what is beside them; the base's
+weights are in memory once, and all models compute with them. The last few adapters stay. Ends at values
+(jobs.tasks.predictions): who asks is jobs.inference.predict_child's.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from jobs.tasks.predictions import Prediction
 from jobs.training import heads, load
 from jobs.training.objective import Setting
 
-KEPT = 4  # models in memory at once, where there is room
-_ROOM = 1.2  # a model's weights, and some for what is computed
+KEPT = 8  # adapters in memory at once, where there is room
+_ROOM = 1.2  # the base's weights, and some for what is computed
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,6 @@ class Ready:
     model: Any
     on: contextlib.AbstractContextManager[Any]  # puts adapters of our own kinds on the model; may be entered again
     stamp: tuple[tuple[str, int, int], ...]  # of its files: a resumed run writes new ones in their place
-    bytes: int
 
 
 class Predictor:
@@ -49,6 +49,7 @@ class Predictor:
         self._device = load.choose_device()
         self._tokenizer: Any = None
         self._ready: OrderedDict[Path, Ready] = OrderedDict()
+        self._base_weights: dict[str, torch.Tensor] = {}  # by their names, as they were loaded first
 
     def knows(self, folder: Path) -> bool:
         """Whether the adapter is in memory."""
@@ -60,12 +61,13 @@ class Predictor:
 
         Raises UserError where the adapter, or an input, cannot be used.
         """
-        ready = self._get(folder)
+        ready = self.get(folder)
         with torch.inference_mode(), self._device.autocast(), ready.on:
             found = ready.task.predict(ready.model, inputs, ready.setting)
         return found, ready.task.baseline(ready.setting)
 
-    def _get(self, folder: Path) -> Ready:
+    def get(self, folder: Path) -> Ready:
+        """From memory, or loaded. Raises UserError where it does not fit."""
         if not self.knows(folder):
             self._ready.pop(folder, None)
             self._make_room()
@@ -74,9 +76,9 @@ class Predictor:
         return self._ready[folder]
 
     def _make_room(self) -> None:
-        """The least used models go where the memory is short; all are of about one size."""
+        """The least used go where the memory is short for a moment's second copy of the base."""
+        needed = sum(tensor.nbytes for tensor in self._base_weights.values()) * _ROOM
         while self._ready:
-            needed = max(ready.bytes for ready in self._ready.values()) * _ROOM
             if len(self._ready) < KEPT and needed < self._free():
                 return
             self._ready.popitem(last=False)
@@ -93,13 +95,13 @@ class Predictor:
         if self._tokenizer is None:
             self._tokenizer = load.load_tokenizer(self._base)
         setting = _setting(task, card, self._tokenizer)
-        model: Any = load.load_model(self._base, task.auto_class, task.head_config(setting), None, self._device)[0]
-        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        model: Any
+        model, new = load.load_model(self._base, task.auto_class, task.head_config(setting), None, self._device)
+        self._share(model, new)
         on: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         try:
             if own := read_config(folder):
-                overlay = Resident(model, self._base.name, self._device.dtype).overlay(folder, own)
-                on = _Again(overlay.on)
+                on = Resident(model, self._base.name, self._device.dtype).overlay(folder, own)
             else:
                 from peft import PeftModel
 
@@ -111,22 +113,17 @@ class Predictor:
                 "another base model?"
             ) from error
         model.eval()
-        return Ready(task, setting, model, on, stamp, size)
+        return Ready(task, setting, model, on, stamp)
 
-
-class _Again(contextlib.AbstractContextManager[Any]):
-    """A context that is made anew each time it is entered."""
-
-    def __init__(self, make: Any) -> None:
-        self._make = make
-        self._now: Any = None
-
-    def __enter__(self) -> Any:
-        self._now = self._make()
-        return self._now.__enter__()
-
-    def __exit__(self, *raised: Any) -> Any:
-        return self._now.__exit__(*raised)
+    def _share(self, model: Any, new: tuple[str, ...]) -> None:
+        """Let a freshly loaded model compute with the weights that are in memory already. No kind of adapter changes
+        them: what it trains of them it keeps a copy of, or exchanges for a pass."""
+        for name, parameter in model.named_parameters():
+            if name in new:
+                continue
+            first = self._base_weights.setdefault(name, parameter.data)
+            if first.shape == parameter.shape and first.dtype == parameter.dtype:
+                parameter.data = first
 
 
 def _setting(task: tasks.Task, card: AdapterCard, tokenizer: Any) -> Setting:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 
 from jobs.card import AdapterCard, read_card
 from jobs.errors import UserError
@@ -72,6 +73,25 @@ class Predictions:
             max_length=card.max_length,
         )
 
+    def warm(self, adapter_id: int) -> None:
+        """Load an adapter in the background, so that its first answer is quick. Raises UserError where there is none.
+
+        Does nothing where the place is taken.
+        """
+        view, _, _ = self._read(adapter_id)
+        ref, folder = self._models.ref(view.base_model_id), self._models.adapter_path(adapter_id)
+
+        def load() -> None:
+            seat, _ = self._slot.take(ref, PredictorClient, wait=0)
+            if seat:
+                try:
+                    with contextlib.suppress(UserError):  # the first question will say what is wrong
+                        seat.client.load([folder])
+                finally:
+                    self._slot.leave(seat)
+
+        threading.Thread(target=load, daemon=True).start()
+
     def predict(self, adapter_id: int, inputs: Sequence[Mapping[str, str]]) -> tuple[Prediction, ...]:
         """What one adapter says of each input. Raises UserError where it cannot be asked."""
         *_, answered = (said for said in self.ask([adapter_id], inputs) if isinstance(said, Answered))
@@ -117,7 +137,7 @@ class Predictions:
                 yield Status(text=f"Unloaded {other}")
             folders = [self._models.adapter_path(view.id) for view, _, _ in items]
             remaining = iter(items)
-            with closing(seat.client.predict(folders, inputs)) as replies:
+            with contextlib.closing(seat.client.predict(folders, inputs)) as replies:
                 for reply in replies:
                     if reply.status:
                         yield Status(text=reply.status)
