@@ -31,7 +31,7 @@ OPEN_DATASET = "(id) => { if (id) window.location.assign('dataset?id=' + id); }"
 FORMATS = (
     ("Chat", "messages or conversations", '{"messages": [{"role": "user", "content": "Hello"}, ...]}'),
     ("Instruction", "instruction, input, output", '{"instruction": "Translate", "input": "chat", "output": "cat"}'),
-    ("Question and answer", "two columns, usual names", "question,answer"),
+    ("Question and answer", "two columns, or Q: and A: in a text", "question,answer"),
     ("Plain text", "one text a row, or a .txt file", "Once upon a time ..."),
 )
 
