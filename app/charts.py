@@ -96,7 +96,7 @@ CHARTS: tuple[Chart, ...] = (
             Line(metric="bleu", label="BLEU", colour="curve-2", dots=True),
             Line(metric="rouge1", label="ROUGE-1", colour="curve-3", dots=True),
             Line(metric="rouge2", label="ROUGE-2", colour="curve-4", dots=True),
-            Line(metric="rougeL", label="ROUGE-L", colour="curve-2", dots=True),
+            Line(metric="rougeL", label="ROUGE-L", colour="curve-5", dots=True),
         ),
     ),
     Chart(

@@ -36,6 +36,7 @@ PALETTE: dict[str, tuple[str, str]] = {
     "curve-2": ("#b4560f", "#f0a05c"),
     "curve-3": ("#3a5fa8", "#8fb0f0"),
     "curve-4": ("#8a4b9c", "#cf9bdf"),
+    "curve-5": ("#7a6a00", "#e0cf5c"),
 }
 SHADOW = ("0 1px 2px rgba(24,33,28,.05), 0 4px 16px rgba(24,33,28,.05)", "0 1px 2px rgba(0,0,0,.4)")
 

@@ -71,7 +71,7 @@ def build(service: Service) -> None:
                 examples = action_list()
             said = markup()
         with gr.Column(elem_classes="controls", min_width=0), gr.Column(elem_classes="card"):
-            task = gr.Radio(label="Task", interactive=True, visible=False)
+            task = gr.Radio(label="Task", interactive=True, visible=False, elem_classes="who")
             who = gr.CheckboxGroup(
                 label="Who is asked", info=f"Up to {MOST_ADAPTERS} of one task.", interactive=True, elem_classes="who"
             )
