@@ -27,7 +27,8 @@ def evaluation_html(step: int, details: dict[str, Any]) -> str:
     shown = [part for part in parts if part]
     if not shown:
         return ""
-    head = f'<div class="chart-head"><h2>On rows it has not seen</h2><span class="hint">step {step:,}</span></div>'
+    when = f"step {step:,}" if step else "before training"
+    head = f'<div class="chart-head"><h2>On rows it has not seen</h2><span class="hint">{when}</span></div>'
     return f'<section class="card evaluation">{head}{"".join(shown)}</section>'
 
 

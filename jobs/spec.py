@@ -163,8 +163,8 @@ class DatasetRef(Frozen):
 
 
 class RunSpec(Frozen):
-    """Version 2 brought a limit to the validation rows. A run of version 1 goes on without one: another split would
-    show it rows that it was trained on."""
+    """Version 2 brought a limit to the validation rows and DPO's `sft_weight`. A run of version 1 goes on without
+    either: another split would show it rows that it was trained on."""
 
     version: Literal[2] = 2
     name: str
@@ -183,4 +183,7 @@ class RunSpec(Frozen):
     def _of_version_1(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("version") != 1 or not isinstance(values.get("training"), dict):
             return values
-        return values | {"version": 2, "training": {"max_validation_rows": 0} | values["training"]}
+        values = values | {"version": 2, "training": {"max_validation_rows": 0} | values["training"]}
+        if values.get("task") == "dpo":
+            values["task_params"] = {"sft_weight": 0.0} | values.get("task_params", {})
+        return values

@@ -43,7 +43,7 @@ def digest(events: Iterable[AnyEvent], stopping: bool = False) -> Digest:
                 fields["phase"] = event.text
             case Started():
                 if event.attempt > 1:
-                    _rewind(result, event.step)
+                    _rewind(result, event.step or -1)  # what was measured before the first step is measured again
                 if not stopping:
                     fields["state"] = RunState.RUNNING
                 fields |= {"step": event.step, "total_steps": event.total_steps}

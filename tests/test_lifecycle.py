@@ -74,7 +74,7 @@ def test_a_killed_worker_and_a_killed_trainer_leave_a_whole_curve(
     run = wait(runs, run_id, lambda run: run.state.ended)
     assert (run.state, run.attempt, run.step, run.total_steps) == (RunState.COMPLETED, 2, 240, 240)
     assert steps_of(engine, run_id) == list(range(1, 241))
-    assert steps_of(engine, run_id, "eval_loss") == [60, 120, 180, 240]
+    assert steps_of(engine, run_id, "eval_loss") == [0, 60, 120, 180, 240]
     assert [a.step for a in runs.answers(run_id)] == [60, 120, 180, 240]
     assert run.adapter_id and run.peak_memory and run.trainable_parameters and run.validation_rows == 4
     assert (home.run(run_id) / "adapter" / "adapter_model.safetensors").is_file()

@@ -157,3 +157,11 @@ def test_the_peak_memory_never_falls(home: Home, engine: Engine, run_id: int, tm
     log.append(Phase(text="Training"))
     tail.catch_up(engine, stopping=False)
     assert Runs(home, engine).get(run_id).phase == "Training"
+
+
+def test_an_attempt_that_begins_anew_forgets_what_was_measured_before_the_first_step() -> None:
+    before = Metrics(step=0, values={"eval_loss": 2.0})
+    found = digest([started(1, 0), before, started(2, 0), before])
+    assert found.rewind_to == -1
+    assert [(row["step"], row["name"]) for row in found.metrics] == [(0, "eval_loss")]
+    assert digest([started(2, 3), before]).rewind_to == 3

@@ -181,7 +181,7 @@ def test_dpo_is_trls(kind: str, world: World, tmp_path: Path) -> None:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    setting, rows = world.setting("dpo", ROWS[:4], PAIRS, beta=0.3, loss=kind)
+    setting, rows = world.setting("dpo", ROWS[:4], PAIRS, beta=0.3, loss=kind, sft_weight=0)
     batch = task("dpo").collate(rows, setting)
     model = world.tuned()
     predictions: list[Any] = []
@@ -209,6 +209,39 @@ def test_dpo_is_trls(kind: str, world: World, tmp_path: Path) -> None:
     assert measures["preference_accuracy"] == pytest.approx(told["rewards/accuracies"])
     assert measures["chosen_reward"] == pytest.approx(told["rewards/chosen"], abs=1e-5)
     assert measures["rejected_reward"] == pytest.approx(told["rewards/rejected"], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "ipo"])
+def test_dpo_that_learns_the_better_answers_too_is_trls_with_its_sft_term(
+    kind: str, world: World, tmp_path: Path
+) -> None:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    setting, rows = world.setting("dpo", ROWS[:4], PAIRS, beta=0.3, loss=kind, sft_weight=0.7)
+    trainer = DPOTrainer(
+        model=world.tuned(),
+        args=arguments(DPOConfig, tmp_path, beta=0.3, loss_type=[kind, "sft"], loss_weights=[1.0, 0.7]),
+        train_dataset=Dataset.from_list(ROWS[:4]),
+        processing_class=world.tokenizer,
+    )
+    model, theirs_model = world.tuned(), measured_against_the_base(trainer)
+    # A pair at a time: TRL's mean over the tokens of a micro-batch lets long answers count more, ours does not.
+    theirs = torch.stack(
+        [
+            trainer._compute_loss(theirs_model, with_mask(task("dpo").collate([row], setting)), False) / len(rows)
+            for row in rows
+        ]
+    ).sum()
+    ours = task("dpo").loss(model, task("dpo").collate(rows, setting), setting) / len(rows)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    plain, _ = world.setting("dpo", ROWS[:4], PAIRS, beta=0.3, loss=kind, sft_weight=0.0)
+    assert ours.item() > task("dpo").loss(model, task("dpo").collate(rows, plain), plain).item() / len(rows) + 0.1
+    ours.backward()
+    theirs.backward()
+    for one, other in zip(model.parameters(), theirs_model.parameters(), strict=True):
+        if one.grad is not None:
+            assert torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_trl_reads_the_same_tokens_from_the_same_rows(world: World, tmp_path: Path) -> None:
@@ -425,7 +458,10 @@ def run_of(folder: Path, model: Path, name: str, **over: Any) -> RunFiles:
 
 @pytest.fixture(scope="module", params=["dpo", "orpo", "kto"])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Iterator[Any]:
-    files = run_of(tmp_path_factory.mktemp("whole") / "run", tiny_llama, request.param, prompts=("Ship 3?",))
+    params = {"sft_weight": 0} if request.param == "dpo" else {}
+    files = run_of(
+        tmp_path_factory.mktemp("whole") / "run", tiny_llama, request.param, prompts=("Ship 3?",), task_params=params
+    )
     train_here(files)
     yield request.param, files
 
@@ -435,7 +471,11 @@ def test_a_run_learns_which_answers_are_better(whole: Any) -> None:
     end = result(files)
     assert (end.state, end.reason) == ("completed", None)
     losses, margins = series(files, "eval_loss"), series(files, "reward_margin")
-    assert len(losses) == len(margins) == 3
+    assert len(losses) == len(margins) == 4
+    assert next(iter(losses)) == 0
+    if name != "orpo":  # measured against the untrained model, which prefers nothing to itself
+        assert margins[0] == pytest.approx(0, abs=1e-4)
+        assert 0 not in series(files, "preference_accuracy")
     assert list(losses.values())[-1] < next(iter(losses.values()))
     assert list(margins.values())[-1] > next(iter(margins.values()))
     assert list(series(files, "preference_accuracy").values())[-1] == 1.0
@@ -459,7 +499,7 @@ def test_a_resumed_run_has_the_same_losses(whole: Any, tmp_path: Path, tiny_llam
     from jobs.training.run import Attempt
 
     name, complete = whole
-    files = run_of(tmp_path / "run", tiny_llama, name)
+    files = run_of(tmp_path / "run", tiny_llama, name, task_params={"sft_weight": 0} if name == "dpo" else {})
 
     class After(StopRequest):
         def __bool__(self) -> bool:
@@ -483,6 +523,7 @@ def test_other_methods_learn_preferences_too(name: str, method: str, tmp_path: P
         name,
         method=method,
         method_params={},
+        task_params={"sft_weight": 0} if name == "dpo" else {},
         training={"learning_rate": rate},
         pairs=True,
     )

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import process
 from jobs.data.columns import Mapping, Shape
-from jobs.events import Answers, Checkpoint, Phase, Started
+from jobs.events import Answers, Checkpoint, Metrics, Phase, Started
 from jobs.spec import BaseModelRef, DatasetRef, TrainingParams
 from jobs.training.data import Row, epoch_order, split
 from jobs.training.schedule import evaluation_steps, rate
@@ -57,7 +57,7 @@ def test_a_waiting_child_trains_what_it_is_handed_and_needs_nobody(tmp_path: Pat
     assert loss[12] < loss[1] - 0.3
     assert all(set(series(files, name)) == set(loss) for name in ("learning_rate", "grad_norm", "memory"))
     assert all(value > 0 for value in series(files, "tokens_per_second").values())
-    assert list(series(files, "eval_loss")) == [6, 12]
+    assert list(series(files, "eval_loss")) == [0, 6, 12]
     assert [event.step for event in told if isinstance(event, Checkpoint)] == [6, 12]
     answers = [event for event in told if isinstance(event, Answers)]
     assert [event.step for event in answers] == [6, 12]
@@ -148,6 +148,39 @@ def test_early_stop_ends_the_run_and_keeps_the_best(tmp_path: Path, tiny_llama: 
     assert kept == sorted({f"checkpoint-{end.best_step}", f"checkpoint-{end.step}"})
     best = files.checkpoints / f"checkpoint-{end.best_step}" / "adapter" / "adapter_model.safetensors"
     assert (files.adapter / "adapter_model.safetensors").read_bytes() == best.read_bytes()
+
+
+def test_the_curves_begin_with_the_untrained_model_which_is_never_the_best(tmp_path: Path, tiny_llama: Path) -> None:
+    # A rate so high that every step makes it worse.
+    training = {"learning_rate": 1.0, "epochs": 2, "evaluations": 4, "early_stop": 2, "validation_percent": 25}
+    files = make_run(tmp_path / "run", tiny_llama, training=training, method="full", method_params={})
+    end = train_here(files)
+    losses = series(files, "eval_loss")
+    assert min(losses, key=lambda step: losses[step]) == 0
+    assert series(files, "perplexity").keys() == losses.keys() and 0 not in series(files, "loss")
+    after = {step: loss for step, loss in losses.items() if step}
+    assert end.best_step == end.adapter_step == min(after, key=lambda step: after[step])
+    assert end.best_eval_loss == min(after.values())
+    # Two evaluations without a fall end it; that before the first step is none of them.
+    first = min(after)
+    assert end.step == (3 * first if after[first] < after[2 * first] else end.step) > first
+    phases = [event.text for event in events(files) if isinstance(event, Phase)]
+    assert phases.count("Measuring the untrained model on 6 rows") == 1
+
+
+def test_the_untrained_model_is_measured_once_and_not_where_that_costs_much(tmp_path: Path, tiny_llama: Path) -> None:
+    files = make_run(tmp_path / "run", tiny_llama, training={"max_steps": 2})
+    assert train_here(files).state == "completed"
+    longer = json.loads(files.spec.read_text())
+    longer["training"]["max_steps"] = 4
+    files.spec.write_text(json.dumps(longer))
+    assert train_here(files, attempt=2).state == "completed"
+    told = [event.step for event in events(files) if isinstance(event, Metrics) and "eval_loss" in event.values]
+    assert told == [0, 1, 2, 4]
+    # Twelve rows to read for four that are trained on.
+    brief = make_run(tmp_path / "brief", tiny_llama, training={"max_steps": 1, "validation_percent": 50})
+    assert train_here(brief).state == "completed"
+    assert list(series(brief, "eval_loss")) == [1]
 
 
 def test_without_validation_the_last_step_is_the_adapter(tmp_path: Path, tiny_llama: Path) -> None:
@@ -385,6 +418,8 @@ def test_a_run_from_before_the_limit_goes_on_with_the_split_it_had(tmp_path: Pat
     assert before.training.validation_rows(1_000_000) == 100_000
     assert RunSpec.model_validate_json(json.dumps(old)) == before
     assert RunSpec.model_validate_json(before.model_dump_json()) == before, "nor does it lose it when written again"
+    pairs = RunSpec.model_validate(old | {"task": "dpo", "task_params": {"beta": 0.3}})
+    assert pairs.task_params == {"beta": 0.3, "sft_weight": 0.0}, "nor has it another loss from now on"
     old["training"].pop("validation_percent")
     new = RunSpec.model_validate(old | {"version": 2})
     assert new.training.validation_rows(1_000_000) == 2_000

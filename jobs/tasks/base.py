@@ -319,6 +319,7 @@ class Task:
         right = sum(predictions) / max(1, sum(map(self.items, rows)))
         return Scores(loss, {"perplexity": math.exp(min(loss, _LOG_PERPLEXITY)), "token_accuracy": right})
 
+    unknown_before: ClassVar[tuple[str, ...]] = ()  # of what `score` measures: what an untrained model has none of
     measures: ClassVar[dict[str, str]] = {}  # what `score` measures beside the loss, and what each says
     inputs: ClassVar[dict[str, bool]] = {}  # what `predict` is given, by name, and whether it must be
 

@@ -57,6 +57,7 @@ class KTO(Task):
     rate_scale: ClassVar[float] = 0.2
     sequences = 2  # the answer, or two of them; and what no gradient is kept of, its mate
     follows_steps = True
+    unknown_before: ClassVar[tuple[str, ...]] = ("preference_accuracy",)
 
     class Params(Templated):
         beta: float = Field(

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 600.0  # a crash costs at most this much work, however slow the steps
 _LOG_LINES = 1_000  # at most about so many steps are written to the log
+_MOST_MEASURED = 0.75  # validation rows for each row trained on, to measure them before training
 
 
 class Ended(StrEnum):
@@ -67,7 +68,9 @@ class Monitor:
         self._mark = self._saved = time.perf_counter()
 
     def begin(self) -> None:
-        """The first step starts now."""
+        """The first step starts now. Before the very first the untrained model is measured: where the curves begin."""
+        if not self.progress.step and self._worth_measuring():
+            self._measure_untrained()
         self.current_step = self.progress.step + 1
         self._events.append(Phase(text="Training"))
         self._mark = self._saved = time.perf_counter()
@@ -177,6 +180,28 @@ class Monitor:
     def _eta(self, step: int) -> float:
         steps = (self._job.total_steps - step) * sum(self._step_seconds) / len(self._step_seconds)
         return steps + self._pause_seconds * sum(1 for evaluation in self._evaluations if evaluation > step)
+
+    def _worth_measuring(self) -> bool:
+        """Whether to measure the untrained model: not where reading the validation rows, a third of the work of
+        training on them, takes more than a quarter of the training itself."""
+        job, training = self._job, self._job.spec.training
+        taken = job.total_steps * training.batch_size * training.gradient_accumulation
+        return 0 < len(job.validation) <= _MOST_MEASURED * taken
+
+    def _measure_untrained(self) -> None:
+        """Step 0: never the best, and no evaluation without a fall. Nothing was saved that could be gone back to."""
+        job = self._job
+        self._events.append(Phase(text=f"Measuring the untrained model on {len(job.validation):,} rows"))
+        began = time.perf_counter()
+        scores = job.objective.evaluate(job.model, job.validation, job.spec.training.batch_size, job.device)
+        self._pause_seconds = time.perf_counter() - began
+        values = {"eval_loss": scores.loss, **scores.values}
+        for name in job.objective.task.unknown_before:
+            values.pop(name, None)
+        self._events.append(Metrics(step=0, values=values))
+        if scores.details:
+            self._events.append(Evaluation(step=0, details=scores.details))
+        logger.info("Before training: validation loss %.4f", scores.loss)
 
     def _evaluate(self) -> float:
         """Measure the validation loss, and whether it is the lowest yet."""
