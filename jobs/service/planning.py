@@ -10,10 +10,11 @@ from jobs import starter, starter_encoder
 from jobs.errors import UserError
 from jobs.fields import problems_of
 from jobs.frozen import Frozen
-from jobs.hardware import Hardware, this_machine
+from jobs.hardware import this_machine
 from jobs.memory import Estimate, estimate, fits
 from jobs.methods import method as find_method
 from jobs.presets import preset as find_preset
+from jobs.service.checking import Parts, does_not_fit, notes_together, problems_together, row_problems
 from jobs.service.choices import (
     MethodChoice,
     TaskChoice,
@@ -21,7 +22,6 @@ from jobs.service.choices import (
     preset_params,
     share,
     suggested,
-    task_problem,
     tasks_for,
 )
 from jobs.service.datasets import Datasets, Preflight
@@ -159,94 +159,30 @@ class Planning:
         """
         hardware = this_machine()
         problems: list[str] = []
-        notes: list[str] = []
-        base = _try(problems, lambda: self._models.base(draft.base_model_id))
-        dataset = _try(problems, lambda: self._datasets.get(draft.dataset_id))
-        method = _try(problems, lambda: find_method(draft.method))
-        task = _try(problems, lambda: find_task(draft.task))
-        training = _validated(problems, TrainingParams, draft.training)
-        method_params = _validated(problems, type(method).Params, draft.method_params) if method else None
-        task_params = _validated(problems, type(task).Params, draft.task_params) if task else None
-
-        mapping = dataset.mapping if dataset else None
-        if dataset and not mapping:
-            problems.append(f"Graft could not tell what the columns of {dataset.name!r} mean. Choose them on its page.")
-        if task and task_params and mapping and base:
-            if mapping.shape not in task.shapes:
-                problems.append(
-                    f"You set the task to {task.label}, but {dataset.name!r} holds "  # type: ignore[union-attr]
-                    f"{mapping.shape} data. Choose the task {task_for(mapping.shape).label}, or change its columns."
-                )
-            else:
-                problems += task.check_data(task_params, mapping, base.shape.has_chat_template)
-            problems += task.check_model(task_params, base.shape)
-        if base and not base.available:
-            problems.append(
-                f"The files of {base.name} are no longer at {base.location}. Put them back or choose another."
-            )
-        if base and method and method_params:
-            refused = task_problem(method, task) if task else []
-            problems += refused or method.check(method_params, base.shape, hardware)
-            notes += method.notes(method_params, base.shape, hardware)
-        if training and training.recompute and method and not method.recomputes:
-            problems.append(
-                f"You set Recompute activations, but {method.label} cannot train with it: what is recomputed would not "
-                "see the prefix. Turn it off, or choose another method."
-            )
-        places = method.positions(method_params) if method and method_params else 0
-        if (
-            base
-            and training
-            and places
-            and base.shape.max_length - places < training.max_length <= base.shape.max_length
-        ):
-            problems.append(
-                f"You set Maximum length to {training.max_length:,}, but {base.name} was made for at most "
-                f"{base.shape.max_length:,} tokens, and {method.label} takes {places} of them. Lower it."  # type: ignore[union-attr]
-            )
-        if base and training and training.max_length > base.shape.max_length:
-            problems.append(
-                f"You set Maximum length to {training.max_length:,}, but {base.name} was made for at most "
-                f"{base.shape.max_length:,} tokens. Lower it."
-            )
+        parts = self._read(draft, problems)
+        base, dataset, mapping, method, task = parts.base, parts.dataset, parts.mapping, parts.method, parts.task
+        method_params, task_params, training = parts.method_params, parts.task_params, parts.training
+        problems += problems_together(parts, hardware)
         if len(draft.prompts) > MAX_PROMPTS:
             problems.append(
                 f"You set {len(draft.prompts)} fixed prompts; at most {MAX_PROMPTS} are answered. Remove some."
             )
-
-        rows = check.rows if check else (dataset.rows if dataset else 0)
-        if check and training:
-            problems += _bad_rows(check, training)
-            rows = check.good_rows
-            if check.truncated_rows:
-                notes.append(
-                    f"{check.truncated_rows:,} of {check.rows:,} rows are longer than {training.max_length:,} tokens "
-                    f"and lose their end; the longest has {check.longest:,}."
-                )
+        rows = (check.good_rows if training else check.rows) if check else (dataset.rows if dataset else 0)
+        problems += row_problems(parts, check, rows)
         train_rows = validation_rows = steps = None
         if training and rows:
             validation_rows = training.validation_rows(rows)
             train_rows = rows - validation_rows
             steps = training.steps(train_rows)
-        if dataset and training and rows == 0:
-            problems.append(f"{dataset.name!r} has no row that can be trained on.")
-        if training and training.early_stop and not training.validation_percent:
-            notes.append("Early stop needs a validation split; with none the run goes on to its end.")
 
         head = None
         if task and task_params and base:
             head = task.new_head(task_params, base.shape, len(check.labels) if check else 0)
-            if check and check.labels:
-                wrong, worth_knowing = task.check_labels(task_params, check.labels, check.good_rows)
-                problems += wrong
-                notes += worth_knowing
-            if head is not None and training and not training.validation_percent:
-                notes.append("Without a validation split nothing is measured but the loss. Keep some rows aside.")
+        notes = [*notes_together(parts, check, head, hardware)]
         left = task.body(base.shape) if task and base else base.shape if base else None
         trainable = method.trainable(method_params, left) if left and method and method_params else None
         if trainable is not None and head:
             trainable += head
-            notes.append(f"The model gets a new head of {head:,} parameters, trained along with any method.")
         needs, enough = None, None
         if left and method and method_params and training:
             longest = check.longest if check else None
@@ -255,11 +191,11 @@ class Planning:
             )
             enough = fits(needs, hardware)
             if not enough:
-                notes.append(_does_not_fit(needs, hardware, training))
+                notes.append(does_not_fit(needs, hardware, training))
         spec = None
-        if not problems and base and dataset and mapping and training and method_params and task_params:
+        if not problems and base and dataset and mapping and training and method and method_params and task_params:
             spec = RunSpec(
-                name=draft.name.strip() or f"{dataset.name} · {method.label}",  # type: ignore[union-attr]
+                name=draft.name.strip() or f"{dataset.name} · {method.label}",
                 base_model=self._models.ref(base.id),
                 dataset=DatasetRef(
                     name=dataset.name,
@@ -291,6 +227,23 @@ class Planning:
             steps=steps,
         )
 
+    def _read(self, draft: Draft, problems: list[str]) -> Parts:
+        """The draft's parts; what is wrong with each by itself goes to `problems`."""
+        base = _try(problems, lambda: self._models.base(draft.base_model_id))
+        dataset = _try(problems, lambda: self._datasets.get(draft.dataset_id))
+        method = _try(problems, lambda: find_method(draft.method))
+        task = _try(problems, lambda: find_task(draft.task))
+        training = _validated(problems, TrainingParams, draft.training)
+        return Parts(
+            base=base,
+            dataset=dataset,
+            method=method,
+            method_params=_validated(problems, type(method).Params, draft.method_params) if method else None,
+            task=task,
+            task_params=_validated(problems, type(task).Params, draft.task_params) if task else None,
+            training=training,
+        )
+
 
 def _usual_length(shape: ModelShape, taken: int = 0) -> int:
     """Tokens a row may have unless the person chooses; `taken`: places that the method needs for itself."""
@@ -312,27 +265,3 @@ def _validated(problems: list[str], kind: type[Frozen], values: dict[str, Any]) 
     except ValidationError as error:
         problems.extend(problems_of(kind, error))
         return None
-
-
-def _bad_rows(check: Preflight, training: TrainingParams) -> list[str]:
-    if not check.bad_rows or training.leave_out_bad_rows:
-        return []
-    first = check.bad[0]
-    return [
-        f"{check.bad_rows:,} of {check.rows:,} rows cannot be used (row {first.row}: {first.reason}). "
-        "Choose to leave them out, or mend them: the dataset's page shows what helps."
-    ]
-
-
-def _does_not_fit(needs: Estimate, hardware: Hardware, training: TrainingParams) -> str:
-    advice = [
-        "lower Micro-batch" if training.batch_size > 1 else "",
-        "lower Maximum length" if training.max_length > 256 else "",
-        "turn on Recompute activations" if not training.recompute else "",
-        "choose QLoRA" if hardware.device == "cuda" else "",
-    ]
-    steps = [step for step in advice if step] or ["choose a smaller base model"]
-    return (
-        f"This needs about {needs.total / 1e9:.1f} GB, and {hardware.memory_free / 1e9:.1f} GB are free on "
-        f"{hardware.name}: it will probably run out of memory. To fit it, {', or '.join(steps)}."
-    )

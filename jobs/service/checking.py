@@ -1,0 +1,135 @@
+"""What the parts of a draft say together: what forbids the run, and what is worth knowing before it.
+
+Each function takes what could be read of the draft; what could not has been told already. Ends where the plan is made
+of it (jobs.service.planning).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.data.columns import Mapping
+from jobs.hardware import Hardware
+from jobs.memory import Estimate
+from jobs.methods.base import Method
+from jobs.service.choices import task_problem
+from jobs.service.datasets import DatasetView, Preflight
+from jobs.service.models import BaseModelView
+from jobs.spec import TrainingParams
+from jobs.tasks import task_for
+from jobs.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A draft as it was read; None stands for what was wrong by itself."""
+
+    base: BaseModelView | None
+    dataset: DatasetView | None
+    method: Method | None
+    method_params: Any
+    task: Task | None
+    task_params: Any
+    training: TrainingParams | None
+
+    @property
+    def mapping(self) -> Mapping | None:
+        return self.dataset.mapping if self.dataset else None
+
+
+def problems_together(parts: Parts, hardware: Hardware) -> Iterator[str]:
+    """Whatever forbids the run before its rows are looked at."""
+    yield from _data_problems(parts)
+    base, method = parts.base, parts.method
+    if base and not base.available:
+        yield f"The files of {base.name} are no longer at {base.location}. Put them back or choose another."
+    if base and method and parts.method_params:
+        refused = task_problem(method, parts.task) if parts.task else []
+        yield from refused or method.check(parts.method_params, base.shape, hardware)
+    if parts.training and parts.training.recompute and method and not method.recomputes:
+        yield (
+            f"You set Recompute activations, but {method.label} cannot train with it: what is recomputed would not "
+            "see the prefix. Turn it off, or choose another method."
+        )
+    yield from _length_problems(parts)
+
+
+def _data_problems(parts: Parts) -> Iterator[str]:
+    dataset, mapping, task = parts.dataset, parts.mapping, parts.task
+    if dataset and not mapping:
+        yield f"Graft could not tell what the columns of {dataset.name!r} mean. Choose them on its page."
+    if not (dataset and mapping and task and parts.task_params and parts.base):
+        return
+    if mapping.shape not in task.shapes:
+        yield (
+            f"You set the task to {task.label}, but {dataset.name!r} holds {mapping.shape} data. "
+            f"Choose the task {task_for(mapping.shape).label}, or change its columns."
+        )
+    else:
+        yield from task.check_data(parts.task_params, mapping, parts.base.shape.has_chat_template)
+    yield from task.check_model(parts.task_params, parts.base.shape)
+
+
+def _length_problems(parts: Parts) -> Iterator[str]:
+    base, training, method = parts.base, parts.training, parts.method
+    if not (base and training):
+        return
+    most = base.shape.max_length
+    places = method.positions(parts.method_params) if method and parts.method_params else 0
+    if training.max_length > most - places:
+        taken = f", and {method.label} takes {places} of them" if method and training.max_length <= most else ""
+        yield (
+            f"You set Maximum length to {training.max_length:,}, but {base.name} was made for at most {most:,} "
+            f"tokens{taken}. Lower it."
+        )
+
+
+def row_problems(parts: Parts, check: Preflight | None, rows: int) -> Iterator[str]:
+    """What forbids the run in its rows: those that cannot be used, labels that do not do, no row at all."""
+    if check and parts.training and check.bad_rows and not parts.training.leave_out_bad_rows:
+        first = check.bad[0]
+        yield (
+            f"{check.bad_rows:,} of {check.rows:,} rows cannot be used (row {first.row}: {first.reason}). "
+            "Choose to leave them out, or mend them: the dataset's page shows what helps."
+        )
+    if parts.dataset and parts.training and rows == 0:
+        yield f"{parts.dataset.name!r} has no row that can be trained on."
+    if parts.task and parts.task_params and parts.base and check and check.labels:
+        yield from parts.task.check_labels(parts.task_params, check.labels, check.good_rows)[0]
+
+
+def notes_together(parts: Parts, check: Preflight | None, head: int | None, hardware: Hardware) -> Iterator[str]:
+    """What forbids nothing. `head`: parameters of the new one, where the task has one."""
+    base, training, task = parts.base, parts.training, parts.task
+    if base and parts.method and parts.method_params:
+        yield from parts.method.notes(parts.method_params, base.shape, hardware)
+    if check and training and check.truncated_rows:
+        yield (
+            f"{check.truncated_rows:,} of {check.rows:,} rows are longer than {training.max_length:,} tokens "
+            f"and lose their end; the longest has {check.longest:,}."
+        )
+    if training and training.early_stop and not training.validation_percent:
+        yield "Early stop needs a validation split; with none the run goes on to its end."
+    if task and parts.task_params and base and check and check.labels:
+        yield from task.check_labels(parts.task_params, check.labels, check.good_rows)[1]
+    if head is not None and training and not training.validation_percent:
+        yield "Without a validation split nothing is measured but the loss. Keep some rows aside."
+    if head and parts.method and parts.method_params:
+        yield f"The model gets a new head of {head:,} parameters, trained along with any method."
+
+
+def does_not_fit(needs: Estimate, hardware: Hardware, training: TrainingParams) -> str:
+    """How much is missing, and what of the settings would help."""
+    advice = [
+        "lower Micro-batch" if training.batch_size > 1 else "",
+        "lower Maximum length" if training.max_length > 256 else "",
+        "turn on Recompute activations" if not training.recompute else "",
+        "choose QLoRA" if hardware.device == "cuda" else "",
+    ]
+    steps = [step for step in advice if step] or ["choose a smaller base model"]
+    return (
+        f"This needs about {needs.total / 1e9:.1f} GB, and {hardware.memory_free / 1e9:.1f} GB are free on "
+        f"{hardware.name}: it will probably run out of memory. To fit it, {', or '.join(steps)}."
+    )
