@@ -19,7 +19,6 @@ torch = pytest.importorskip("torch")
 
 from jobs.training.data import collate  # noqa: E402
 from jobs.training.loss import summed_loss  # noqa: E402
-from jobs.training.packed.flat import FlatWeights  # noqa: E402
 from jobs.training.packed.model import PackedModel  # noqa: E402
 from jobs.training.packed.packs import lay_out, pack_rows, step_rows  # noqa: E402
 
@@ -62,15 +61,15 @@ def plain(model: Any, rows: list[Row]) -> tuple[float, dict[str, Any]]:
 
 def packed(model: Any, rows: list[Row], dtype: Any = None, recomputed: int = 0) -> tuple[float, dict[str, Any]]:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    weights = FlatWeights([{"params": list(trained.values())}], dtype or torch.float32)
-    packing = PackedModel(model, weights, recomputed=recomputed, compiled=False, longest=64)
-    weights.begin_pass()
+    groups = [{"params": list(trained.values())}]
+    packing = PackedModel(model, groups, dtype or torch.float32, recomputed=recomputed, longest=64)
+    packing.weights.begin_pass()
     with packing.engaged():
         loss = packing.losses(tensors(lay_out(rows))).sum()
         loss.backward()
-    weights.end_pass()
+    packing.weights.end_pass()
     packing.release()
-    return loss.item(), dict(zip(trained, weights._views(weights.gradients), strict=True))
+    return loss.item(), {name: packing.weights.gradient(parameter) for name, parameter in trained.items()}
 
 
 def tensors(pack: Any) -> dict[str, Any]:

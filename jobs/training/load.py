@@ -126,8 +126,17 @@ def load_model(
             f"missing, among them {next(name for name in new if _LAYER.search(name))}. "
             "Choose another base model or task."
         )
+    _keep_weights_as_quantized(model)
     model.config.use_cache = False  # training keeps no key-value cache; generation asks for its own
     return model, tuple(new)
+
+
+def _keep_weights_as_quantized(model: Any) -> None:
+    """On CPUs with bf16 instructions bitsandbytes lays 4-bit weights out anew when a model first answers, and back when
+    it trains again, with their scales rounded: evaluating a run would change the model it trains."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _renamed(base: BaseModelRef, auto_class: str) -> dict[str, str] | None:

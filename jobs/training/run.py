@@ -166,6 +166,7 @@ class Attempt:
             spec.base_model.source,
             spec.base_model.revision,
             narrow=choice.loop == "packed",
+            computes_in=str(device.dtype).removeprefix("torch."),
         )
         model = method.attach(model, params, context)
         new = heads.train(model, new) if task.head in READERS else ()

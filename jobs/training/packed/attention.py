@@ -41,24 +41,39 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, heads, tokens, size], key and value [1, their heads, tokens, size],
-    the answer [1, tokens, heads, size]. `cu_seq_lens_q` [documents + 1] says where documents begin and end, and
-    `max_length_q` how long the longest may be."""
+    the answer [1, tokens, heads, size]; the last two as `attend`'s `ends` and `longest`."""
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+    return attend(q, k, v, cu_seq_lens_q, max_length_q, scaling, sliding_window, softcap)[None], None
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    ends: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """[tokens, heads, size] from query [tokens, heads, size], key and value [tokens, their heads, size]. `ends`
+    [documents + 1] says where documents begin and end, `longest` how many tokens one may have."""
     if query.is_cuda and softcap is None:
-        window = (sliding_window - 1 if sliding_window else -1, 0)
-        q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-        return _varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling, window)[None], None
+        return _varlen(query, key, value, ends, longest, scaling, (window - 1 if window else -1, 0))
+    q, k, v = (part.transpose(0, 1)[None] for part in (query, key, value))
     documents = []
-    for begin, end in itertools.pairwise(cu_seq_lens_q.tolist()):
+    for begin, end in itertools.pairwise(ends.tolist()):
         if end > begin:
-            q, k, v = (part[:, :, begin:end] for part in (query, key, value))
-            documents.append(attend_one(q, k, v, scaling, sliding_window, softcap))
-    return torch.cat(documents, dim=2).transpose(1, 2), None
+            parts = (part[:, :, begin:end] for part in (q, k, v))
+            documents.append(attend_one(*parts, scaling=scaling, window=window, softcap=softcap))
+    return torch.cat(documents, dim=2)[0].transpose(0, 1)
 
 
 def attend_one(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    *,
     scaling: float | None,
     window: int | None,
     softcap: float | None,

@@ -7,38 +7,53 @@ layers compute in fewer than 32 bits they get narrow copies, and what autograd f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 
 class FlatWeights:
-    """`groups`: the optimizer's parameter groups (jobs.training.schedule.parameter_groups)."""
+    """`groups`: the optimizer's parameter groups (jobs.training.schedule.parameter_groups). `stacks`: matrices of one
+    width that lie one under the other, so that one leaf can stand for all of them."""
 
-    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype) -> None:
-        self._parameters = [parameter for group in groups for parameter in group["params"]]
-        sizes = [parameter.numel() for parameter in self._parameters]
-        device = self._parameters[0].device
-        self.values = torch.empty(sum(sizes), dtype=torch.float32, device=device)
+    def __init__(
+        self, groups: list[dict[str, Any]], dtype: torch.dtype, stacks: Sequence[Sequence[torch.nn.Parameter]] = ()
+    ) -> None:
+        stack_of = {id(parameter): stack for stack in stacks for parameter in stack}
+        # Each unit becomes one leaf: a stack, or a parameter by itself.
+        units = [unit for group in groups for unit in _units(group["params"], stack_of)]
+        parameters = [parameter for unit in units for parameter in unit]
+        device = parameters[0].device
+        self.values = torch.empty(sum(p.numel() for p in parameters), dtype=torch.float32, device=device)
         self.gradients = torch.zeros_like(self.values)
-        for view, parameter in zip(self._views(self.values), self._parameters, strict=True):
+        for view, parameter in zip(_views(self.values, [p.shape for p in parameters]), parameters, strict=True):
             view.copy_(parameter.detach())
             parameter.data = view
-        self._narrow = self._gathered = None
-        if dtype is torch.float32:
-            self._leaves: list[torch.Tensor] = list(self._parameters)
-            self._bind_gradients()
-        else:
-            self._narrow = self.values.to(dtype)
-            self._gathered = torch.empty_like(self._narrow)
-            self._leaves = [view.detach().requires_grad_() for view in self._views(self._narrow)]
-            self._gathered_views = self._views(self._gathered)
-        self._leaf_of = {id(p): leaf for p, leaf in zip(self._parameters, self._leaves, strict=True)}
+        shapes = [_stacked_shape(unit) for unit in units]
+        exact = dtype is torch.float32
+        self._narrow = None if exact else self.values.to(dtype)
+        self._gathered = None if exact else torch.empty_like(self._narrow)  # type: ignore[arg-type]
+        self._views = _views(self.gradients if self._gathered is None else self._gathered, shapes)
+        computed = self.values if self._narrow is None else self._narrow
+        self._leaves = [view.detach().requires_grad_() for view in _views(computed, shapes)]
+        self._leaf_of = {tuple(map(id, unit)): leaf for unit, leaf in zip(units, self._leaves, strict=True)}
+        if exact:  # autograd adds to the flat gradients directly
+            for leaf, view in zip(self._leaves, self._views, strict=True):
+                leaf.grad = view
         self.groups = self._flat_groups(groups)
 
-    def leaf(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        """What the layers compute with in its place."""
-        return self._leaf_of[id(parameter)]
+    def leaf(self, parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
+        """What the layers compute with in their place: of one parameter, or of a stack."""
+        return self._leaf_of[tuple(map(id, parameters))]
+
+    def narrow(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """The parameter in the compute dtype, apart from autograd."""
+        return self._part(self.values if self._narrow is None else self._narrow, parameter)
+
+    def gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """The part of `gradients` that is this parameter's, in its shape."""
+        return self._part(self.gradients, parameter)
 
     def begin_pass(self) -> None:
         """Before each forward pass: nothing is left of the gradients that autograd gave the narrow copies."""
@@ -50,7 +65,7 @@ class FlatWeights:
         """After each backward pass: its gradients are in `gradients`, in 32 bits, on top of the step's earlier ones."""
         if self._gathered is not None:
             found = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in self._leaves]
-            torch._foreach_copy_(self._gathered_views, found)
+            torch._foreach_copy_(self._views, found)
             self.gradients.add_(self._gathered)
 
     def clip(self, longest: float) -> torch.Tensor:
@@ -66,10 +81,9 @@ class FlatWeights:
             self._narrow.copy_(self.values)
         self.gradients.zero_()
 
-    def _bind_gradients(self) -> None:
-        """Autograd adds to the flat gradients directly."""
-        for leaf, view in zip(self._leaves, self._views(self.gradients), strict=True):
-            leaf.grad = view
+    def _part(self, buffer: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+        begin = parameter.storage_offset()  # each parameter is a view of `values`
+        return buffer[begin : begin + parameter.numel()].view(parameter.shape)
 
     def _flat_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The same groups, each with one flat parameter."""
@@ -82,6 +96,26 @@ class FlatWeights:
             begin = end
         return flat
 
-    def _views(self, buffer: torch.Tensor) -> list[torch.Tensor]:
-        parts = buffer.split([parameter.numel() for parameter in self._parameters])
-        return [part.view(parameter.shape) for part, parameter in zip(parts, self._parameters, strict=True)]
+
+def _units(
+    parameters: Sequence[torch.nn.Parameter], stack_of: dict[int, Sequence[torch.nn.Parameter]]
+) -> list[tuple[torch.nn.Parameter, ...]]:
+    """The parameters in their order, but a stack together where its first stands."""
+    units: list[tuple[torch.nn.Parameter, ...]] = []
+    taken: set[int] = set()
+    for parameter in parameters:
+        if id(parameter) not in taken:
+            unit = tuple(stack_of.get(id(parameter), (parameter,)))
+            units.append(unit)
+            taken.update(map(id, unit))
+    return units
+
+
+def _stacked_shape(unit: Sequence[torch.nn.Parameter]) -> torch.Size:
+    shape = unit[0].shape
+    return shape if len(unit) == 1 else torch.Size((sum(parameter.shape[0] for parameter in unit), *shape[1:]))
+
+
+def _views(buffer: torch.Tensor, shapes: Sequence[torch.Size]) -> list[torch.Tensor]:
+    parts = buffer.split([shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

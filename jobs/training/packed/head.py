@@ -57,9 +57,9 @@ def cross_entropy_(
     """Fill `losses` [tokens] and return the losses' slope by the head's own output, [tokens, vocabulary], in the
     logits' memory where that can be."""
     if logits.is_cuda and softcap is None and scale == 1.0:
-        from jobs.training.packed.kernels import cross_entropy_kernel
+        from jobs.training.packed.kernels import cross_entropy
 
-        return cross_entropy_kernel(logits, targets, losses)
+        return cross_entropy(logits, targets, losses)
     known = targets >= 0
     places = targets.clamp_min(0)[:, None]
     values = logits.float() if scale == 1.0 else logits.float() * scale

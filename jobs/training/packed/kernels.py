@@ -1,4 +1,10 @@
-"""Triton kernels: work that is bound by memory, each in one pass over it. Their references are in head.py."""
+"""Triton kernels: work that is bound by memory, each in one pass over it.
+
+The reference of each stands beside its call, in pieces.py and head.py; tests/test_gpu.py holds one against the other.
+"""
+
+# Triton reads these functions' source: their arguments cannot carry types that mypy knows.
+# mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, disallow-untyped-decorators=False
 
 from __future__ import annotations
 
@@ -6,18 +12,18 @@ import torch
 import triton
 import triton.language as tl
 
-_WIDTH = 4_096  # words of the vocabulary that a program holds at once
+_WORDS = 4_096  # of the vocabulary that a program holds at once
 
 
 @triton.jit
-def _cross_entropy(logits, stride, targets, losses, vocabulary, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+def _cross_entropy(logits, stride, targets, losses, vocabulary, WORDS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
     start = logits + row * stride
     highest = -float("inf")
     total = 0.0
-    for first in range(0, vocabulary, WIDTH):  # the sum of exponentials, rescaled whenever a higher logit is met
-        word = first + tl.arange(0, WIDTH)
+    for first in range(0, vocabulary, WORDS):  # the sum of exponentials, rescaled whenever a higher logit is met
+        word = first + tl.arange(0, WORDS)
         value = tl.load(start + word, mask=word < vocabulary, other=-float("inf")).to(tl.float32)
         higher = tl.maximum(highest, tl.max(value, 0))
         total = total * tl.exp(highest - higher) + tl.sum(tl.exp(value - higher), 0)
@@ -27,17 +33,145 @@ def _cross_entropy(logits, stride, targets, losses, vocabulary, WIDTH: tl.conste
     right = tl.load(start + tl.maximum(target, 0)).to(tl.float32)
     tl.store(losses + row, (log_total - right) * counts)
     tl.debug_barrier()  # every thread has read the target's logit before it is written over
-    for first in range(0, vocabulary, WIDTH):
-        word = first + tl.arange(0, WIDTH)
+    for first in range(0, vocabulary, WORDS):
+        word = first + tl.arange(0, WORDS)
         value = tl.load(start + word, mask=word < vocabulary, other=-float("inf")).to(tl.float32)
         slope = tl.exp(value - log_total)
         slope = tl.where(word == target, slope - 1.0, slope) * counts
         tl.store(start + word, slope.to(logits.dtype.element_ty), mask=word < vocabulary)
 
 
-def cross_entropy_kernel(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
     """As jobs.training.packed.head.cross_entropy_ without a cap; the slope stands where the logits [tokens,
     vocabulary] stood."""
     tokens, vocabulary = logits.shape
-    _cross_entropy[(tokens,)](logits, logits.stride(0), targets, losses, vocabulary, WIDTH=_WIDTH, num_warps=8)
+    _cross_entropy[(tokens,)](logits, logits.stride(0), targets, losses, vocabulary, WORDS=_WORDS, num_warps=8)
     return logits
+
+
+@triton.jit
+def _norm(x, branch, weight, y, total, scale, size, eps, ADDS: tl.constexpr, SIZE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, SIZE)
+    inside = column < size
+    place = row * size + column
+    value = tl.load(x + place, mask=inside, other=0.0)
+    if ADDS:
+        value = value + tl.load(branch + place, mask=inside, other=0.0)
+        tl.store(total + place, value, mask=inside)
+    exact = value.to(tl.float32)
+    inverse = 1.0 / tl.sqrt(tl.sum(exact * exact, 0) / size + eps)
+    tl.store(scale + row, inverse)
+    normed = (exact * inverse).to(y.dtype.element_ty)
+    tl.store(y + place, normed * tl.load(weight + column, mask=inside, other=0.0), mask=inside)
+
+
+@triton.jit
+def _norm_backward(dy, dtotal, total, weight, scale, dx, size, SIZE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, SIZE)
+    inside = column < size
+    place = row * size + column
+    inverse = tl.load(scale + row)
+    normed = tl.load(total + place, mask=inside, other=0.0).to(tl.float32) * inverse
+    slope = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
+    slope *= tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    found = (slope - normed * (tl.sum(slope * normed, 0) / size)) * inverse
+    found += tl.load(dtotal + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dx + place, found.to(dx.dtype.element_ty), mask=inside)
+
+
+def norm(
+    x: torch.Tensor, branch: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As jobs.training.packed.pieces.norm_reference, for contiguous [rows, size]."""
+    rows, size = x.shape
+    y, scale = torch.empty_like(x), torch.empty(rows, dtype=torch.float32, device=x.device)
+    total = x if branch is None else torch.empty_like(x)
+    _norm[(rows,)](
+        x, x if branch is None else branch, weight, y, total, scale, size, eps,
+        ADDS=branch is not None, SIZE=triton.next_power_of_2(size), num_warps=_warps(size),
+    )  # fmt: skip
+    return y, total, scale
+
+
+def norm_backward(
+    dy: torch.Tensor, dtotal: torch.Tensor, total: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """As jobs.training.packed.pieces.norm_backward_reference."""
+    rows, size = total.shape
+    dx = torch.empty_like(total)
+    _norm_backward[(rows,)](
+        dy, dtotal, total, weight, scale, dx, size, SIZE=triton.next_power_of_2(size), num_warps=_warps(size)
+    )
+    return dx
+
+
+@triton.jit
+def _rotate(x, stride, cos, sin, heads, half, sign, HEADS: tl.constexpr, HALF: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    head, pair = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
+    inside = (head < heads) & (pair < half)
+    c = tl.load(cos + row * 2 * half + pair, mask=pair < half, other=0.0).to(tl.float32)
+    s = tl.load(sin + row * 2 * half + pair, mask=pair < half, other=0.0).to(tl.float32) * sign
+    place = x + row * stride + head * 2 * half + pair
+    first = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(place + half, mask=inside, other=0.0).to(tl.float32)
+    tl.store(place, (first * c - second * s).to(x.dtype.element_ty), mask=inside)
+    tl.store(place + half, (second * c + first * s).to(x.dtype.element_ty), mask=inside)
+
+
+def rotate_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) -> None:
+    """As jobs.training.packed.pieces.rotate_reference_, for [tokens, heads, size] whose heads are contiguous."""
+    tokens, heads, size = x.shape
+    _rotate[(tokens,)](
+        x, x.stride(0), cos, sin, heads, size // 2, sign,
+        HEADS=triton.next_power_of_2(heads), HALF=triton.next_power_of_2(size // 2), num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def _gate(both, y, inner, COLUMNS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < inner
+    gate = tl.load(both + row * 2 * inner + column, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(both + row * 2 * inner + inner + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + row * inner + column, (gate * tl.sigmoid(gate) * up).to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gate_backward(dy, both, dboth, y, inner, COLUMNS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < inner
+    gate = tl.load(both + row * 2 * inner + column, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(both + row * 2 * inner + inner + column, mask=inside, other=0.0).to(tl.float32)
+    slope = tl.load(dy + row * inner + column, mask=inside, other=0.0).to(tl.float32)
+    share = tl.sigmoid(gate)
+    passed = gate * share
+    kind = y.dtype.element_ty
+    tl.store(y + row * inner + column, (passed * up).to(kind), mask=inside)
+    tl.store(dboth + row * 2 * inner + inner + column, (slope * passed).to(kind), mask=inside)
+    dgate = slope * up * share * (1.0 + gate * (1.0 - share))
+    tl.store(dboth + row * 2 * inner + column, dgate.to(kind), mask=inside)
+
+
+def gate(both: torch.Tensor) -> torch.Tensor:
+    """As jobs.training.packed.pieces.gate_reference, for contiguous [tokens, 2 x inner]."""
+    tokens, inner = both.shape[0], both.shape[1] // 2
+    y = both.new_empty(tokens, inner)
+    _gate[(tokens, triton.cdiv(inner, 1024))](both, y, inner, COLUMNS=1024, num_warps=4)
+    return y
+
+
+def gate_backward(dy: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As jobs.training.packed.pieces.gate_backward_reference."""
+    tokens, inner = dy.shape
+    dboth, y = torch.empty_like(both), torch.empty_like(dy)
+    _gate_backward[(tokens, triton.cdiv(inner, 1024))](dy, both, dboth, y, inner, COLUMNS=1024, num_warps=4)
+    return dboth, y
+
+
+def _warps(size: int) -> int:
+    return 4 if size <= 2048 else 8 if size <= 8192 else 16

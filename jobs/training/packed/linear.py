@@ -1,7 +1,8 @@
-"""LoRA's layers as the packed loop computes them: x W^T + scale (x A^T) B^T in the precision of the base.
+"""One LoRA layer by itself: x W^T + scale (x A^T) B^T in the precision of the base.
 
-PEFT's modules stay where they are, under their names, with their parameters: only their class, and with it `forward`,
-is another one while the loop trains. What is saved, merged or switched off is PEFT's own.
+For layers that are not computed as part of a group (groups.py): other architectures, dropout, DoRA; and for all while
+the model answers or is evaluated. PEFT's modules stay where they are, under their names, with their parameters: only
+their class, and with it `forward`, is another one while the loop trains. Saving, merging, switching off are PEFT's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jobs.training.packed.frozen import frozen_linear, unpacked
 
 @dataclass
 class LowRank:
-    """What is trained beside one layer: leaves of autograd, in the compute dtype."""
+    """What is trained beside one layer, in the compute dtype."""
 
     a: torch.Tensor  # [rank, in]
     b: torch.Tensor  # [out, rank]
@@ -47,8 +48,6 @@ def _linear(x: torch.Tensor, frozen: Any, low: LowRank, training: bool) -> torch
     if low.magnitude is None:
         # In place: the product belongs to nobody else, and its own values are not needed to go backward.
         return frozen_linear(x, frozen).addmm_(inner, low.b.t(), alpha=low.scale)
-    if training and low.dropout:
-        raise NotImplementedError  # jobs.loops keeps this away
     y = frozen_linear(x, frozen)
     factor = (low.magnitude / _row_lengths(frozen, low)).to(x.dtype)
     if frozen.bias is None:
@@ -74,21 +73,18 @@ def lora_layers(model: torch.nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
-def fuse(layers: list[Any], leaf: Callable[[torch.nn.Parameter], torch.Tensor]) -> None:
-    """Let the layers compute as above, with what `leaf` gives for each of their parameters."""
+def fuse(layers: list[Any], value: Callable[[torch.nn.Parameter], torch.Tensor]) -> None:
+    """Let the layers compute as above, with what `value` gives for each of their parameters."""
     for layer in layers:
         (name,) = layer.active_adapters
         magnitude = layer.lora_magnitude_vector[name].weight if name in layer.lora_magnitude_vector else None
-        lengths = None
-        if magnitude is not None:
-            lengths = unpacked(layer.base_layer, torch.float32).pow(2).sum(1)
         layer.__dict__["low_rank"] = LowRank(
-            a=leaf(layer.lora_A[name].weight),
-            b=leaf(layer.lora_B[name].weight),
+            a=value(layer.lora_A[name].weight),
+            b=value(layer.lora_B[name].weight),
             scale=float(layer.scaling[name]),
             dropout=float(getattr(layer.lora_dropout[name], "p", 0.0)),
-            magnitude=None if magnitude is None else leaf(magnitude),
-            lengths=lengths,
+            magnitude=None if magnitude is None else value(magnitude),
+            lengths=None if magnitude is None else unpacked(layer.base_layer, torch.float32).pow(2).sum(1),
         )
         layer.__class__ = _fused(type(layer))
 

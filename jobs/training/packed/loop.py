@@ -11,7 +11,6 @@ import torch
 from jobs.loops import PACKED_STATE
 from jobs.training.loop import Job
 from jobs.training.monitor import Monitor
-from jobs.training.packed.flat import FlatWeights
 from jobs.training.packed.model import PackedModel
 from jobs.training.packed.packs import pack_rows, step_rows
 from jobs.training.packed.passes import Passes
@@ -65,16 +64,16 @@ class _Packed:
         job.model.train()
         self._job = job
         self._device = job.device
-        self._weights = FlatWeights(parameter_groups(job), job.device.dtype)
-        self._optimizer, self._schedule = make_optimizer(job, self._weights.groups)
         self._model = PackedModel(
             job.model,
-            self._weights,
+            parameter_groups(job),
+            job.device.dtype,
             recomputed=10**6 if training.recompute else 0,
-            compiled=job.device.is_cuda,
             longest=training.max_length,
         )
-        self._passes = Passes(self._model, self._weights, job.device)
+        self._weights = self._model.weights
+        self._optimizer, self._schedule = make_optimizer(job, self._weights.groups)
+        self._passes = Passes(self._model, job.device)
         self._capacity = training.batch_size * training.max_length * job.objective.task.sequences
 
     def step(self, number: int, rows: list[Row]) -> _Step:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from jobs.training.load import Device
-from jobs.training.packed.flat import FlatWeights
 from jobs.training.packed.model import PackedModel
 from jobs.training.packed.packs import Pack
 
@@ -31,11 +30,11 @@ class _Recorded:
 
 class Passes:
     """Call it with a pack and the trained items of its whole step: the pack's share of the step's mean loss, a scalar
-    on the device; its gradients are added to `weights.gradients`. To be called while the model is engaged."""
+    on the device; its gradients are added to the model's. To be called while the model is engaged."""
 
-    def __init__(self, model: PackedModel, weights: FlatWeights, device: Device) -> None:
+    def __init__(self, model: PackedModel, device: Device) -> None:
         self._model = model
-        self._weights = weights
+        self._weights = model.weights
         self._device = device
         self._recorded: dict[tuple[int, int, int], _Recorded] = {}
         self._pool = self._stream = None

@@ -1,0 +1,235 @@
+"""The training loops' speed on one device: tokens a second, memory, the time to the first loss.
+
+    python -m benchmarks.loops --shapes llama1b --work lora-16k small            # a GPU
+    python -m benchmarks.loops --shapes 30m --work small --loops packed plain    # a CPU, to see that it runs
+
+Each line is a real run in a real child (jobs.training.child): a random-weight model in the given shape, read from disk,
+and documents of log-normal length (median 350 tokens), trained whole. Tokens are real ones; the first `--skip` steps do
+not count. Prints figures and writes them beside those of earlier lines to benchmarks/results/loops-<device>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.data.columns import Mapping, Shape
+from jobs.data.readers import Row
+from jobs.data.store import RowWriter
+from jobs.events import Metrics, Phase, Started, read_events
+from jobs.hardware import this_machine
+from jobs.result import Result
+from jobs.rpc import child_environment
+from jobs.rundir import RunFiles
+from jobs.spec import BaseModelRef, DatasetRef, RunSpec, TrainingParams
+
+RESULTS = Path(__file__).parent / "results"
+WORDS = 32_000  # the tokenizer knows so many, one token each
+
+# hidden, layers, heads, key-value heads, head size, inner, vocabulary, tied
+SHAPES: dict[str, tuple[int, int, int, int, int, int, int, bool]] = {
+    "30m": (384, 6, 6, 2, 64, 1024, 32_000, True),
+    "llama1b": (2048, 16, 32, 8, 64, 8192, 128_256, True),
+    "llama3b": (3072, 28, 24, 8, 128, 8192, 128_256, True),
+    "llama8b": (4096, 32, 32, 8, 128, 14336, 128_256, False),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one run is asked to do. `rows` of `longest` tokens at most make a step."""
+
+    rows: int
+    longest: int = 2048
+    method: str = "lora"
+    steps: int = 24
+    training: dict[str, Any] = field(default_factory=dict)
+    method_params: dict[str, Any] = field(default_factory=dict)
+
+
+WORKS: dict[str, Work] = {
+    "lora-16k": Work(rows=34),
+    "lora-8k": Work(rows=17),
+    "lora-8k-recompute": Work(rows=17, training={"recompute": True}),
+    "lora-2k-recompute": Work(rows=4, training={"recompute": True}),
+    "qlora-8k-recompute": Work(rows=17, method="qlora", training={"recompute": True}),
+    "qlora-8k": Work(rows=17, method="qlora"),
+    "dora-8k": Work(rows=17, method="dora"),
+    "small": Work(rows=3, longest=512, steps=120),
+}
+
+
+def make_model(shape: str, folder: Path) -> Path:
+    """A Llama with random weights in bf16, and a tokenizer of one token a word, in Hugging Face layout."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+    target = folder / shape
+    if (target / "tokenizer.json").exists():
+        return target
+    hidden, layers, heads, kv_heads, head_dim, inner, vocabulary, tied = SHAPES[shape]
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
+        max_position_embeddings=8192,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(target)
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3, **{f"w{number}": number for number in range(4, WORDS)}}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    fast.save_pretrained(target)
+    return target
+
+
+def documents(count: int, longest: int, seed: int = 1234) -> list[np.ndarray]:
+    """Token numbers, a few common and many rare ones, so that a loss can fall; lengths as in instruction data."""
+    draw = np.random.default_rng(seed)
+    median = min(350, longest // 4)
+    lengths = np.clip(draw.lognormal(np.log(median), 0.85, count).astype(int), min(24, longest // 4), longest - 1)
+    shares = 1.0 / (np.arange(WORDS - 4) + 10.0)
+    edges = np.cumsum(shares / shares.sum())
+    names = np.random.default_rng(7).permutation(WORDS - 4) + 4
+    return [names[np.minimum(np.searchsorted(edges, draw.random(n)), WORDS - 5)] for n in lengths.tolist()]
+
+
+def make_run(folder: Path, model: Path, work: Work, loop: str, steps: int) -> RunFiles:
+    """A run directory of its own; its rows are as many as its steps see."""
+    files = RunFiles(folder)
+    folder.mkdir(parents=True)
+    rows = folder / "rows.parquet"
+    with RowWriter(rows) as writer:
+        for number, tokens in enumerate(documents(work.rows * steps, work.longest), start=1):
+            values = {"text": " ".join(f"w{token}" for token in tokens)}
+            writer.add([Row(number, values, json.dumps(values))])
+    training = {
+        "batch_size": work.rows,
+        "max_length": work.longest,
+        "max_steps": steps,
+        "epochs": 1,
+        "learning_rate": 2e-4,
+        "schedule": "constant",
+        "warmup_percent": 0,
+        "validation_percent": 0,
+        "evaluations": 1,
+        "loop": "plain" if loop == "plain" else "auto",
+    }
+    spec = RunSpec(
+        name="benchmark",
+        base_model=BaseModelRef(name=model.name, folder=model.resolve()),
+        dataset=DatasetRef(
+            name="words", fingerprint="words", rows=rows, mapping=Mapping(shape=Shape.TEXT, columns={"text": "text"})
+        ),
+        task="text",
+        method=work.method,
+        method_params={"r": 16, "alpha": 16, **work.method_params},
+        training=TrainingParams(**training | work.training),
+    )
+    files.spec.write_text(spec.model_dump_json(), encoding="utf-8")
+    return files
+
+
+def measure(files: RunFiles, skip: int) -> dict[str, Any]:
+    """Train it in a child whose imports are done, and time what it says."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "jobs.training.child", "--wait"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=child_environment(),
+        start_new_session=True,
+    )
+    assert child.stdin and child.stdout
+    began = time.time()
+    child.stdout.readline()
+    imports = time.time() - began
+    began = time.time()
+    child.stdin.write(json.dumps({"directory": str(files.directory)}).encode() + b"\n")
+    child.stdin.close()
+    try:
+        child.wait(560)
+    finally:
+        child.kill()
+    told = read_events(files.events, 0, 1 << 26)[0]
+    result = Result.model_validate_json(files.result.read_bytes())
+    if result.state != "completed":
+        raise SystemExit(f"The run did not complete: {result.reason}\n{files.log.read_text()[-3000:]}")
+    steps = [event for event in told if isinstance(event, Metrics) and "tokens_per_second" in event.values]
+    started = next(event for event in told if isinstance(event, Started))
+    seconds = np.diff([event.time for event in steps])
+    # A rate is told for the time since the step before: together they are the tokens.
+    tokens = np.array([event.values["tokens_per_second"] for event in steps[1:]]) * seconds
+    phases = [(event.text, round(event.time - began, 2)) for event in told if isinstance(event, Phase)]
+    return {
+        "loop": started.hardware["loop"],
+        "tokens_per_second": round(tokens[skip:].sum() / seconds[skip:].sum(), 1),
+        "tokens_a_step": round(tokens[skip:].mean(), 1),
+        "step_ms": round(1000 * statistics.median(seconds[skip:].tolist()), 2),
+        "peak_gb": round((result.peak_memory or 0) / 1e9, 2),
+        "loss": [round(steps[0].values["loss"], 4), round(steps[-1].values["loss"], 4)],
+        "grad_norm": [round(steps[0].values["grad_norm"], 4), round(steps[-1].values["grad_norm"], 4)],
+        "first_loss_s": round(steps[0].time - began, 2),
+        "imports_s": round(imports, 2),
+        "phases": phases,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["30m"])
+    parser.add_argument("--work", nargs="+", choices=WORKS, default=["small"])
+    parser.add_argument("--loops", nargs="+", choices=("packed", "plain"), default=["packed"])
+    parser.add_argument("--models", type=Path, help="where models are kept from one call to the next")
+    parser.add_argument("--steps", type=int, help="instead of the work's")
+    parser.add_argument("--skip", type=int, default=8, help="steps that do not count")
+    parser.add_argument("--out", type=Path, help="instead of benchmarks/results/loops-<device>.json")
+    options = parser.parse_args()
+    hardware = this_machine()
+    target = options.out or RESULTS / f"loops-{hardware.device}.json"
+    found = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for shape in options.shapes:
+            model = make_model(shape, options.models or folder)
+            for work in options.work:
+                for loop in options.loops:
+                    steps = options.steps or WORKS[work].steps
+                    files = make_run(folder / "run", model, WORKS[work], loop, steps)
+                    name = f"{shape} {work} {loop}"
+                    try:
+                        found[name] = {"hardware": hardware.name, **measure(files, options.skip)}
+                        print(name, json.dumps(found[name]), flush=True)
+                    except SystemExit as failed:
+                        print(name, failed, flush=True)
+                    shutil.rmtree(folder / "run")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""A decoder's layers as the packed loop computes them: norm, attention, norm, gated MLP, each added to what came in.
+
+That is how Llama's descendants are built (FUSED). Where a layer is built otherwise, or something else than LoRA is
+trained beside it, transformers' own code computes it, with our attention and our LoRA inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from jobs.training.packed.attention import attend
+from jobs.training.packed.groups import Group, Heads, can_group, gated_mlp, group_of, project, project_heads
+from jobs.training.packed.pieces import add_norm, norm, rotate
+
+FUSED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # model types
+
+
+@dataclass
+class Positions:
+    """Where the tokens of a pack stand."""
+
+    cos: torch.Tensor  # [tokens, head size]
+    sin: torch.Tensor
+    ends: torch.Tensor  # int32 [documents + 1]
+    longest: int  # tokens that a document may have
+
+
+@dataclass
+class FusedLayer:
+    """One decoder layer: x [tokens, hidden] to [tokens, hidden]."""
+
+    norms: tuple[torch.Tensor, torch.Tensor]  # before attention, before the MLP
+    eps: float
+    qkv: Group
+    o: Group
+    gate_up: Group
+    down: Group
+    heads: tuple[int, int]  # of queries; of keys, and of values
+    head_norms: tuple[torch.Tensor, torch.Tensor] | None  # of queries and keys
+    turns: bool  # whether positions turn queries and keys
+    scaling: float
+    window: int | None
+
+    def __call__(self, x: torch.Tensor, at: Positions) -> torch.Tensor:
+        h, x = norm(x, self.norms[0], self.eps)
+        h, x = add_norm(x, self._attention(h, at), self.norms[1], self.eps)
+        return x + gated_mlp(h, self.gate_up, self.down)
+
+    def _attention(self, h: torch.Tensor, at: Positions) -> torch.Tensor:
+        cos, sin = (at.cos, at.sin) if self.turns else (None, None)
+        if self.head_norms is None:
+            q, k, v = project_heads(h, self.qkv, Heads(*self.heads, at.cos.shape[1], cos, sin))
+        else:
+            q, k, v = project_heads(h, self.qkv, Heads(*self.heads, at.cos.shape[1], None, None))
+            q, k = (_norm_heads(part, weight, self.eps) for part, weight in zip((q, k), self.head_norms, strict=True))
+            if cos is not None and sin is not None:
+                q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        found = attend(q, k, v, at.ends, at.longest, self.scaling, self.window)
+        return project(found.reshape(len(h), -1), self.o)
+
+
+def fused_layers(
+    base: Any, decoder: Any, leaf: Callable[[list[torch.nn.Parameter]], torch.Tensor]
+) -> list[FusedLayer] | None:
+    """The decoder's layers in this form; None where it is not built so. `leaf` as for groups.group_of."""
+    if not can_fuse(base, decoder):
+        return None
+    return [_fused(layer, leaf) for layer in decoder.layers]
+
+
+def can_fuse(base: Any, decoder: Any) -> bool:
+    if base.config.model_type not in FUSED or getattr(base.config, "hidden_act", "silu") != "silu":
+        return False
+    return all(can_group(layers) for layer in decoder.layers for layers in _groups(layer))
+
+
+def stacks(base: Any, decoder: Any) -> list[list[torch.nn.Parameter]]:
+    """The A matrices that are to lie one under the other in memory; none where the layers are not fused."""
+    if not can_fuse(base, decoder):
+        return []
+    found = [
+        [layer.lora_A[layer.active_adapters[0]].weight for layer in layers if hasattr(layer, "lora_A")]
+        for block in decoder.layers
+        for layers in _groups(block)
+    ]
+    return [matrices for matrices in found if len(matrices) > 1]
+
+
+def _groups(layer: Any) -> tuple[list[Any], ...]:
+    attention, mlp = layer.self_attn, layer.mlp
+    return (
+        [attention.q_proj, attention.k_proj, attention.v_proj],
+        [attention.o_proj],
+        [mlp.gate_proj, mlp.up_proj],
+        [mlp.down_proj],
+    )
+
+
+def _fused(layer: Any, leaf: Callable[[list[torch.nn.Parameter]], torch.Tensor]) -> FusedLayer:
+    attention, config = layer.self_attn, layer.self_attn.config
+    qkv, o, gate_up, down = (group_of(layers, leaf) for layers in _groups(layer))
+    head_norms = None
+    if hasattr(attention, "q_norm"):
+        head_norms = (attention.q_norm.weight.detach(), attention.k_norm.weight.detach())
+    return FusedLayer(
+        norms=(layer.input_layernorm.weight.detach(), layer.post_attention_layernorm.weight.detach()),
+        eps=layer.input_layernorm.variance_epsilon,
+        qkv=qkv,
+        o=o,
+        gate_up=gate_up,
+        down=down,
+        heads=(config.num_attention_heads, config.num_key_value_heads),
+        head_norms=head_norms,
+        turns=bool(getattr(attention, "use_rope", True)),
+        scaling=attention.scaling,
+        window=_window(attention),
+    )
+
+
+def _window(attention: Any) -> int | None:
+    if attention.config.model_type == "mistral":  # says it for all layers at once
+        return attention.config.sliding_window  # type: ignore[no-any-return]
+    return getattr(attention, "sliding_window", None)
+
+
+def _norm_heads(part: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """The norm of each head, [tokens, heads, size]."""
+    normed, _ = norm(part.reshape(-1, part.shape[-1]), weight, eps)
+    return normed.view(part.shape)
