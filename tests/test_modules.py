@@ -298,7 +298,38 @@ def test_bottleneck_adapters_refuse_to_merge(gpt2: Path) -> None:
         attach("bottleneck", gpt2).merge_and_unload()
 
 
-def test_a_whole_model_is_saved_once_in_the_precision_of_its_base(tmp_path: Path) -> None:
+def test_a_whole_model_that_was_measured_in_32_bits_is_saved_in_them(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer
+
+    from jobs.data.store import read_rows
+    from jobs.spec import RunSpec
+    from jobs.tasks import task
+    from jobs.training.data import collate, encode_rows, split
+
+    base = tiny.build_llama(tmp_path / "wide")
+    narrow = tmp_path / "base"
+    load(base, dtype=torch.bfloat16).save_pretrained(narrow)
+    load_tokenizer(base).save_pretrained(narrow)
+    # Steps so small that 16 bits hold hardly any of them.
+    training = {"learning_rate": 1e-4, "validation_percent": 25}
+    files = make_run(tmp_path / "run", narrow, method="full", method_params={}, training=training)
+    end = train_here(files)
+    assert end.state == "completed"
+    spec = RunSpec.model_validate_json(files.spec.read_bytes())
+    rows, _ = encode_rows(spec, task("chat"), AutoTokenizer.from_pretrained(base), read_rows(spec.dataset.rows))
+    _, validation = split(rows, spec.training.validation_rows(len(rows)), spec.training.seed)
+    batch = collate(validation, 0)
+
+    def loss(**arguments: Any) -> float:
+        with torch.no_grad():
+            return load(files.adapter / "model", **arguments)(**batch).loss.item()
+
+    assert loss(dtype=torch.float32) == pytest.approx(end.best_eval_loss, rel=1e-6)
+    assert loss(dtype=torch.bfloat16) != pytest.approx(end.best_eval_loss, rel=1e-5)
+
+
+def test_a_whole_model_that_was_computed_in_16_bits_is_saved_once_in_the_precision_of_its_base(tmp_path: Path) -> None:
     import torch
     from safetensors import safe_open
 
@@ -306,7 +337,9 @@ def test_a_whole_model_is_saved_once_in_the_precision_of_its_base(tmp_path: Path
     narrow = tmp_path / "base"
     load(base, dtype=torch.bfloat16).save_pretrained(narrow)
     load_tokenizer(base).save_pretrained(narrow)
-    model = stir(attach("full", narrow))
+    full = method("full")
+    computed_in_16 = Context(source=str(narrow), computes_in="bfloat16")
+    model = stir(full.attach(load(narrow), full.Params(), computed_in_16).eval())
     assert {p.dtype for p in model.parameters()} == {torch.float32}  # a step is too small for 16 bits
     model.save_pretrained(tmp_path / "saved")
     whole = tmp_path / "saved" / "model"
@@ -514,6 +547,9 @@ def test_full_fine_tuning_is_estimated_at_16_bytes_a_weight_and_says_what_it_tak
     large = shape.model_copy(update={"parameters": 1_000_000_000, "dtype": "BF16"})
     (note,) = full.notes(full.Params(), large, GPU)
     assert "16.0 GB before" in note and "a whole model of 2.0 GB" in note
+    assert "a whole model of 4.0 GB" in full.notes(full.Params(), large, CPU)[0], (
+        "measured in 32 bits, and saved in them"
+    )
     quantized = shape.model_copy(update={"dtype": "U8"})
     assert "cannot be trained themselves" in full.check(full.Params(), quantized, GPU)[0]
     assert full.check(full.Params(), large, GPU) == []

@@ -31,6 +31,7 @@ class Context:
     total_steps: int = 1
     source: str = ""  # what `from_pretrained` takes for the base model: a folder or a Hub id
     revision: str | None = None  # the commit of the Hub id that the run is pinned to
+    computes_in: str = "float32"  # the precision of the matrix products: "bfloat16"
     narrow: bool = False  # what is not quantized stays in the precision it was loaded in (the packed loop)
 
 

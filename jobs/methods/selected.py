@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from jobs.hardware import Hardware
+from jobs.memory import compute_bytes
 from jobs.methods.base import Context, Method
 from jobs.shape import ModelShape
 
@@ -79,7 +80,7 @@ class FullFineTuning(Method):
         # 32 bits each: the weight, its gradient, Adam's two moments. A checkpoint keeps all but the gradient; the best
         # and the newest are kept while a third is written.
         weight = shape.parameters * 4
-        saved = shape.parameters * (4 if shape.dtype == "F32" else 2)
+        saved = shape.parameters * (4 if shape.dtype == "F32" or compute_bytes(hardware) == 4 else 2)
         return [
             f"Full fine-tuning holds every weight, its gradient and Adam's two moments in 32 bits: "
             f"{_gigabytes(4 * weight)} before anything is computed. While it runs its checkpoints take up to "
@@ -95,7 +96,8 @@ class FullFineTuning(Method):
         from jobs.modules.config import Kind
         from jobs.modules.tuned import TunedModel
 
-        return TunedModel(model, Kind.FULL, context.task_type, trains=lambda name: True)
+        narrow = context.computes_in != "float32"
+        return TunedModel(model, Kind.FULL, context.task_type, trains=lambda name: True, saved_narrow=narrow)
 
 
 def _gigabytes(count: int) -> str:

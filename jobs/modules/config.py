@@ -40,7 +40,7 @@ class TunedConfig(Frozen):
     base_model_name_or_path: str
     revision: str | None = None
     labels: int | None = None  # how many the task's new head tells apart; None where the model has its own head
-    dtype: str = "float32"  # of the base's own files; a whole model is published in it
+    dtype: str = "float32"  # of a whole model's files
     bottleneck: BottleneckConfig | None = None
 
     def write(self, folder: Path) -> None:

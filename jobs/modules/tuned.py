@@ -44,8 +44,10 @@ class TunedModel(torch.nn.Module):
         *,
         trains: Callable[[str], bool] = lambda name: False,
         adapters: BottleneckConfig | None = None,
+        saved_narrow: bool = False,
     ) -> None:
-        """`trains` picks the base's own parameters by name; a new head's are trained in any case."""
+        """`trains` picks the base's own parameters by name; a new head's are trained in any case. `saved_narrow`: a
+        whole model is saved in the precision of the base's files, not in the 32 bits that it is trained in."""
         super().__init__()
         heads = _HEADS.get(task_type, ())
         config: Any = base.config
@@ -55,7 +57,7 @@ class TunedModel(torch.nn.Module):
             base_model_name_or_path=base.name_or_path,
             revision=getattr(config, "_commit_hash", None),
             labels=config.num_labels if heads else None,
-            dtype=whole.stored_dtype(base) if kind is Kind.FULL else "float32",
+            dtype=whole.stored_dtype(base) if kind is Kind.FULL and saved_narrow else "float32",
             bottleneck=adapters,
         )
         self.base: Any = base

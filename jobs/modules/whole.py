@@ -1,6 +1,8 @@
 """Whole models in transformers' own layout: how a fully fine-tuned one is saved and read again.
 
-Saved in the precision of the base's own files: only further training needs 32 bits, and has them (Method.state).
+Saved in the precision that it was measured in: where the run computed in 32 bits, so that what is loaded says what the
+evaluations said; where it computed in 16, in that of the base's own files. Further training has 32 bits in any case
+(Method.state).
 """
 
 from __future__ import annotations
