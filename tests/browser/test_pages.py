@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -227,3 +228,46 @@ def test_enter_counts_while_the_question_before_is_on_its_way(page: Page, watch:
     held[0].continue_()
     watch.rest(joined + 3)  # the first one's answer, the second question, and its answer
     expect(shown.alert).to_contain_text("Maximum tokens is empty")
+
+
+@pytest.mark.browser
+def test_the_train_page_keeps_typed_prompts_and_marks_what_cannot_be(
+    page: Page, watch: Watch, server: Server, tmp_path: Path
+) -> None:
+    file = tmp_path / "tides.csv"
+    file.write_text("question,answer\n" + "".join(f"When is tide {n}?,At {n % 12} o'clock.\n" for n in range(20)))
+    page.goto(f"{server.url}/datasets")
+    page.locator("input[type=file]").first.set_input_files(file)
+    page.wait_for_url("**/dataset?id=*")
+    held: list[Route] = []
+    opened: list[Route] = []
+
+    def after_the_first(route: Route) -> None:  # the check has begun with empty prompts, and the server not heard of it
+        if opened:
+            held.append(route)
+        else:
+            opened.append(route)
+            route.continue_()
+
+    page.route("**/queue/join*", after_the_first)
+    page.goto(f"{server.url}/train?dataset={page.url.split('=')[-1]}")
+    first = page.get_by_label("Prompt 1", exact=True)
+    expect(page.locator(".methods")).to_be_visible()
+    first.fill("My own")
+    while not held:
+        page.wait_for_timeout(20)
+    for route in held:
+        route.continue_()
+    page.unroute("**/queue/join*", after_the_first)
+    expect(page.locator(".check-line.good")).to_be_visible()
+    watch.rest()
+    expect(first).to_have_value("My own")
+    expect(page.get_by_label("Prompt 2", exact=True)).to_have_value("")
+
+    page.get_by_role("button", name="All settings").click()
+    epochs = page.locator(".field-epochs")
+    number(page, "Epochs").fill("")
+    expect(epochs).to_have_attribute("data-problem", re.compile("Epochs is empty"))
+    expect(number(page, "Epochs")).to_have_attribute("aria-invalid", "true")
+    number(page, "Epochs").fill("2")
+    expect(page.locator("[data-problem]")).to_have_count(0)
