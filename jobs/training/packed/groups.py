@@ -39,13 +39,13 @@ class Group:
         return [] if self.a is None else [self.a, *self.bs]
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(outputs, x A^T), without autograd."""
+        """(outputs, scale x A^T), without autograd."""
         y = self.frozen.product(x)
         if self.a is None:
             return y, None
-        inner = x @ self.a.t()
+        inner = scaled_product(x, self.a.t(), self.scale)
         for span, b in zip(self.spans, self.bs, strict=True):
-            y[:, span.out].addmm_(inner[:, span.rank], b.t(), alpha=self.scale)
+            y[:, span.out].addmm_(inner[:, span.rank], b.t())
         return y, inner
 
     def backward(
@@ -59,12 +59,17 @@ class Group:
         dbs = []
         for span, b in zip(self.spans, self.bs, strict=True):
             part = dy[:, span.out]
-            dinner[:, span.rank] = part @ b
-            dbs.append((part.t() @ inner[:, span.rank]).mul_(self.scale))
-        dinner.mul_(self.scale)
+            scaled_product(part, b, self.scale, dinner[:, span.rank])
+            dbs.append(part.t() @ inner[:, span.rank])
         if dx is not None:
             dx.addmm_(dinner, self.a)
         return dx, [dinner.t() @ x, *dbs]
+
+
+def scaled_product(x: torch.Tensor, y: torch.Tensor, scale: float, out: torch.Tensor | None = None) -> torch.Tensor:
+    """scale (x y), in one call; into `out` where there is one, which may be columns of something larger."""
+    found = x.new_empty(x.shape[0], y.shape[1]) if out is None else out
+    return torch.addmm(found, x, y, beta=0, alpha=scale, out=found)
 
 
 def project(x: torch.Tensor, group: Group) -> torch.Tensor:
@@ -162,8 +167,8 @@ def _through_the_gate(
         dboth, middle = gate_backward(dmiddle, both)
         return dboth, middle, []
     (b,) = down.bs
-    dinner = (dy @ b).mul_(down.scale)
-    db = (dy.t() @ inner).mul_(down.scale)
+    dinner = scaled_product(dy, b, down.scale)
+    db = dy.t() @ inner
     dmiddle.addmm_(dinner, down.a)
     dboth, middle = gate_backward(dmiddle, both)
     return dboth, middle, [dinner.t() @ middle, db]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from jobs.loops import PACKED_STATE
 from jobs.training.loop import Job
 from jobs.training.monitor import Monitor
 from jobs.training.packed.model import PackedModel
-from jobs.training.packed.packs import pack_rows, step_rows
+from jobs.training.packed.packs import Pack, pack_rows, step_rows
 from jobs.training.packed.passes import Passes
 from jobs.training.rows import Row
 from jobs.training.schedule import make_optimizer, parameter_groups
+
+_SAMPLE = 100  # steps, to see how large their packs are
 
 
 def train(job: Job, monitor: Monitor) -> None:
@@ -73,8 +76,16 @@ class _Packed:
         )
         self._weights = self._model.weights
         self._optimizer, self._schedule = make_optimizer(job, self._weights.groups)
-        self._passes = Passes(self._model, job.device)
         self._capacity = training.batch_size * training.max_length * job.objective.task.sequences
+        sample = self._sample() if job.device.is_cuda else []
+        steps = job.total_steps - job.progress.step
+        self._passes = Passes(self._model, job.device, sample, steps * len(sample) // max(1, min(steps, _SAMPLE)))
+
+    def _sample(self) -> list[Pack]:
+        """The packs of the first steps."""
+        job = self._job
+        steps = step_rows(job.train, job.spec.training, job.total_steps, job.progress.step)
+        return [pack for rows in itertools.islice(steps, _SAMPLE) for pack in pack_rows(rows, self._capacity)]
 
     def step(self, number: int, rows: list[Row]) -> _Step:
         """Take it. On a GPU it is only begun: nothing here waits for the device."""

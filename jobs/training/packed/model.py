@@ -44,6 +44,7 @@ class PackedModel:
         ]
         # What draws random numbers again when it is recomputed reads the generator's state, which no graph can.
         self.recordable = not (self._random and recomputed)
+        self.layers = len(self._forwards)
         self.operations_a_token = 2 * sum(parameter.numel() for parameter in base.parameters())
 
     def losses(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
