@@ -31,6 +31,8 @@ PARENT = (
 )
 # Packages of the children: torch is their business. What the parent side imports of them is looked at from there.
 CHILDREN = ("jobs.training", "jobs.inference", "jobs.modules", "jobs.export", "jobs.starter")
+# Not pinned, for PyTorch brings it: Triton with its builds for GPUs, and with no other.
+BROUGHT = {"triton": "torch"}
 
 
 def module_name(path: Path) -> str:
@@ -120,6 +122,11 @@ def test_outside_the_children_no_module_needs_torch_to_be_imported(module: str) 
         raise AssertionError(" -> ".join(ways[heavy]))
 
 
+@pytest.mark.parametrize("module", [name for name in SOURCES if "triton" not in packages(name, functions=False)])
+def test_without_a_gpu_nothing_needs_triton_to_be_imported(module: str) -> None:
+    assert "triton" not in (ways := reached(module, functions=False)), " -> ".join(ways["triton"])
+
+
 @pytest.mark.parametrize("module", [name for name in SOURCES if under(name, (*PARENT, "app"))])
 def test_the_server_and_the_worker_use_torch_nowhere(module: str) -> None:
     assert not packages(module) & HEAVY
@@ -156,5 +163,5 @@ def test_every_package_that_is_imported_is_pinned() -> None:
             assert version
             name = name.replace("-", "_")
             pinned.add({"markdown_it_py": "markdown_it", "scikit_learn": "sklearn"}.get(name, name))
-    imported = {package for module in SOURCES for package in packages(module)}
+    imported = {BROUGHT.get(package, package) for module in SOURCES for package in packages(module)}
     assert imported - sys.stdlib_module_names - {"app", "jobs", "storage"} <= pinned
