@@ -35,13 +35,13 @@ PARTICULARS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(family: str) -> Any:
+def build(family: str, **over: Any) -> Any:
     """A PreTrainedModel of the family with random weights, its norms and biases included."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    sizes = {**SIZES, **PARTICULARS[family]}
+    sizes = {**SIZES, **PARTICULARS[family], **over}
     config = AutoConfig.for_model(family, **sizes)
     config._attn_implementation = "eager"  # the reference: capped logits, too
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

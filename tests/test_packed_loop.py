@@ -1,26 +1,32 @@
-"""The packed loop against the plain path, on fresh random numbers: the same losses, the same gradients, the same runs."""
+"""The packed loop against the plain one, on fresh random numbers: the same losses, gradients and runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from jobs import loops
+from jobs import loops, methods, tasks
+from jobs.data.columns import Mapping, Shape
+from jobs.events import Started
 from jobs.loops import FAMILIES
+from jobs.rundir import RunFiles
+from jobs.spec import RunSpec, TrainingParams
 from jobs.training.rows import Row
 from tests import decoders
-from tests.rundirs import events, make_run, result, series, train_here
+from tests.rundirs import events, make_run, series, train_here
 
 torch = pytest.importorskip("torch")
+from safetensors.torch import load_file  # noqa: E402
 
 from jobs.training.data import collate  # noqa: E402
 from jobs.training.loss import summed_loss  # noqa: E402
 from jobs.training.packed.model import PackedModel  # noqa: E402
 from jobs.training.packed.packs import lay_out, pack_rows, step_rows  # noqa: E402
+from jobs.training.packed.passes import arrays, filled  # noqa: E402
+from jobs.training.packed.sizes import Size, Sizes, chosen  # noqa: E402
 
 
 def random_rows(count: int, seed: int = 0, longest: int = 24) -> list[Row]:
@@ -38,8 +44,13 @@ def with_lora(family: str, **settings: Any) -> Any:
     """A tiny decoder with LoRA on every linear layer, its matrices all random."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
-    model = get_peft_model(decoders.build(family), config)
+    settings = {"target_modules": "all-linear", **settings}
+    config = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **settings)
+    return shaken(get_peft_model(decoders.build(family), config))
+
+
+def shaken(model: Any) -> Any:
+    """Ready to train, with nothing left at zero."""
     model.train()
     torch.manual_seed(1)
     with torch.no_grad():
@@ -73,7 +84,7 @@ def packed(model: Any, rows: list[Row], dtype: Any = None, recomputed: int = 0) 
 
 
 def tensors(pack: Any) -> dict[str, Any]:
-    names = ("input_ids", "positions", "ends", "kept", "targets")
+    names = ("input_ids", "positions", "ends", "kept", "targets", "texts")
     return {name: torch.from_numpy(getattr(pack, name)) for name in names}
 
 
@@ -98,7 +109,57 @@ def test_dora_has_them_too(family: str) -> None:
     assert_alike(plain(model, rows), packed(model, rows), rel=1e-5)
 
 
-def test_in_16_bits_the_loss_stays_within_a_thousandth(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("targets", (["q_proj", "v_proj"], ["down_proj"], ["k_proj", "up_proj", "o_proj"]))
+def test_layers_that_are_not_trained_stay_out_of_their_groups(targets: list[str]) -> None:
+    model, rows = with_lora("llama", target_modules=targets), random_rows(6)
+    assert_alike(plain(model, rows), packed(model, rows), rel=1e-5)
+
+
+def test_the_base_in_4_bits_computes_the_same(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    from jobs.training.load import _keep_weights_as_quantized
+
+    decoders.build("qwen3", hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=["lm_head"],
+    )
+    base = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=config, device_map={"": "cpu"}, dtype=torch.float32
+    )
+    _keep_weights_as_quantized(base)
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    model, rows = shaken(get_peft_model(base, lora)), random_rows(6)
+    assert_alike(plain(model, rows), packed(model, rows), rel=1e-5)
+
+
+def test_documents_of_one_pack_do_not_see_each_other() -> None:
+    """Bit for bit: another document beside it changes nothing of a document's losses."""
+    for family in ("llama", "gemma3_text"):
+        model = with_lora(family)
+        one, other = random_rows(4, seed=1), random_rows(4, seed=1)
+        ids = other[2].input_ids.copy()
+        ids[:] = ids[::-1] % 100 + 5
+        other[2] = Row(2, ids, other[2].trained)
+        losses = [document_losses(model, rows) for rows in (one, other)]
+        assert [bool((a == b).all()) for a, b in zip(*losses, strict=True)] == [True, True, False, True]
+
+
+def document_losses(model: Any, rows: list[Row]) -> list[Any]:
+    groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    packing, pack = PackedModel(model, groups, torch.float32, recomputed=0, longest=64), lay_out(rows)
+    with packing.engaged(), torch.no_grad():
+        losses = packing.losses(tensors(pack))
+    packing.release()
+    return [losses[torch.from_numpy(pack.texts) == number] for number in range(len(rows))]
+
+
+def test_in_16_bits_the_loss_stays_within_a_thousandth() -> None:
     rows = random_rows(8)
     exact = plain(with_lora("llama"), rows)
     model = with_lora("llama")
@@ -112,3 +173,150 @@ def test_in_16_bits_the_loss_stays_within_a_thousandth(monkeypatch: pytest.Monke
     worst = max(float((g - exact[1][n]).norm() / exact[1][n].norm()) for n, g in rounded[1].items())
     for name, gradient in ours[1].items():
         assert (gradient - exact[1][name]).norm() <= 1.5 * worst * exact[1][name].norm(), name
+
+
+PAIRS = [
+    {
+        "prompt": f"Ship {n}?",
+        "completion": f"Ship {n} be at sea, matey{'!' * (n % 5)}",
+        "rejected": f"I am a robot, {n} times {n}.",
+    }
+    for n in range(24)
+]
+MAPPINGS = {
+    "chat": Mapping(shape=Shape.PROMPT, columns={"prompt": "prompt", "completion": "completion"}),
+    "text": Mapping(shape=Shape.TEXT, columns={"text": "completion"}),
+    "rewrite": Mapping(shape=Shape.REWRITE, columns={"source": "prompt", "target": "completion"}),
+    "dpo": Mapping(
+        shape=Shape.PREFERENCE, columns={"prompt": "prompt", "chosen": "completion", "rejected": "rejected"}
+    ),
+}
+MAPPINGS["orpo"] = MAPPINGS["dpo"]
+
+
+def run_in(loop: str, folder: Path, model: Path, task: str = "chat", **over: Any) -> RunFiles:
+    training = {"gradient_accumulation": 2, "batch_size": 2, "loop": loop, **over.pop("training", {})}
+    files = make_run(folder, model, PAIRS, task=task, training=training, **over)
+    spec = RunSpec.model_validate_json(files.spec.read_bytes())
+    dataset = spec.dataset.model_copy(update={"mapping": MAPPINGS[task]})
+    files.spec.write_text(spec.model_copy(update={"dataset": dataset}).model_dump_json())
+    return files
+
+
+@pytest.mark.parametrize("task", MAPPINGS)
+def test_a_run_is_the_same_in_both_loops(task: str, tmp_path: Path, tiny_llama: Path) -> None:
+    runs = {loop: run_in(loop, tmp_path / loop, tiny_llama, task) for loop in ("plain", "auto")}
+    for files in runs.values():
+        assert train_here(files).state == "completed"
+    loops_used = [started(files).hardware["loop"] for files in runs.values()]
+    assert loops_used == ["plain", "packed"]
+    for name in ("loss", "grad_norm", "learning_rate", "eval_loss", "train_reward_margin"):
+        one, other = (series(files, name) for files in runs.values())
+        assert set(one) == set(other)
+        assert other == pytest.approx(one, rel=2e-4, abs=1e-5), name
+    adapters = [load_file(files.adapter / "adapter_model.safetensors") for files in runs.values()]
+    assert set(adapters[0]) == set(adapters[1])
+    for name, value in adapters[0].items():
+        assert (value - adapters[1][name]).abs().max() <= 2e-3 * value.abs().max(), name
+
+
+@pytest.mark.parametrize("method", ("lora-plus", "pissa", "rslora", "dora"))
+def test_the_kinds_of_lora_run_the_same(method: str, tmp_path: Path, tiny_llama: Path) -> None:
+    runs = [
+        run_in(loop, tmp_path / loop, tiny_llama, method=method, method_params={"r": 4}, training={"max_steps": 6})
+        for loop in ("plain", "auto")
+    ]
+    for files in runs:
+        assert train_here(files).state == "completed"
+    assert series(runs[1], "loss") == pytest.approx(series(runs[0], "loss"), rel=1e-4)
+    assert series(runs[1], "eval_loss") == pytest.approx(series(runs[0], "eval_loss"), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_on_the_starter_the_curves_of_200_steps_lie_on_each_other(tmp_path: Path, starter: Path) -> None:
+    settings = {"max_steps": 200, "epochs": 100, "learning_rate": 1e-3, "early_stop": 0, "evaluations": 2}
+    runs = [
+        run_in(loop, tmp_path / loop, starter, training=settings | {"gradient_accumulation": 1})
+        for loop in ("plain", "auto")
+    ]
+    for files in runs:
+        assert train_here(files).state == "completed"
+    one, other = (np.array(list(series(files, "loss").values())) for files in runs)
+    assert len(one) == len(other) == 200
+    assert np.abs(one - other).max() < 0.02 * one.max()
+
+
+def test_a_run_says_why_it_goes_the_plain_way(tmp_path: Path, tiny_llama: Path) -> None:
+    files = run_in("auto", tmp_path / "run", tiny_llama, method="ia3", method_params={}, training={"max_steps": 1})
+    assert train_here(files).state == "completed"
+    assert "does not know IA3" in started(files).hardware["loop_why"]
+
+
+@pytest.mark.parametrize(
+    ("training", "task", "method", "params", "model_type", "compute", "reason"),
+    (
+        ({"loop": "plain"}, "chat", "lora", {}, "llama", "cpu float32", "you chose it"),
+        ({}, "kto", "lora", {}, "llama", "cpu float32", "the task Thumbs up and down (KTO)"),
+        ({}, "chat", "ia3", {}, "llama", "cpu float32", "does not know IA3"),
+        ({}, "chat", "lora", {}, "gpt2", "cpu float32", "models of the kind gpt2"),
+        ({}, "chat", "lora", {"base_weights": "8-bit"}, "llama", "cpu float32", "8-bit"),
+        ({}, "chat", "dora", {"dropout": 0.1}, "llama", "cpu float32", "DoRA with dropout"),
+        ({}, "chat", "lora", {}, "llama", "cuda float16", "16-bit floats"),
+        ({}, "chat", "lora", {}, "gemma2", "cuda bfloat16", "cap their attention"),
+    ),
+)
+def test_what_the_packed_loop_does_not_know_goes_the_plain_way(
+    training: Any, task: str, method: str, params: Any, model_type: str, compute: str, reason: str
+) -> None:
+    chosen = methods.method(method)
+    choice = loops.choose(
+        TrainingParams(**training), tasks.task(task), chosen, chosen.Params(**params), model_type, compute
+    )
+    assert choice.loop == "plain"
+    assert reason in choice.why
+
+
+def test_every_row_of_an_epoch_is_in_one_step_and_packs_keep_within_their_capacity() -> None:
+    rows = random_rows(23)
+    training = TrainingParams(batch_size=2, gradient_accumulation=3, seed=5)
+    steps = list(step_rows(rows, training, 8, 0))
+    for epoch in (steps[:4], steps[4:]):
+        assert sorted(row.number for step in epoch for row in step) == list(range(23))
+    assert [len(step) for step in steps] == [6, 6, 6, 5] * 2
+    assert [row.number for step in step_rows(rows, training, 8, 3) for row in step] == [
+        row.number for step in steps[3:] for row in step
+    ]
+    for step in steps:
+        packs = pack_rows(step, 40)
+        assert sorted(row.number for pack in packs for row in pack.rows) == sorted(row.number for row in step)
+        assert all(pack.tokens <= 40 for pack in packs)
+
+
+def test_a_padded_pack_has_the_losses_of_the_pack_itself() -> None:
+    model, rows = with_lora("qwen3"), random_rows(5)
+    groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    packing, pack = PackedModel(model, groups, torch.float32, recomputed=0, longest=24), lay_out(rows)
+    batch = arrays(pack, 3)
+    size = Sizes([pack], 1, token_cost=1, size_cost=1, longest=24).of(pack)
+    padded = filled(batch, Size(size.tokens + 64, 32, size.kept + 16), 24)
+    assert len(padded["input_ids"]) == size.tokens + 64
+    assert padded["ends"][-1] == size.tokens + 64
+    assert np.diff(padded["ends"]).max() <= 24
+    with packing.engaged(), torch.no_grad():
+        one, other = (
+            packing.losses({name: torch.from_numpy(array) for name, array in arrays_.items()})
+            for arrays_ in (batch, padded)
+        )
+    assert torch.allclose(one, other[: len(one)], atol=1e-5)
+    assert not other[len(one) :].any()
+
+
+def test_sizes_weigh_padding_against_recording() -> None:
+    counts = [100, 110, 120, 500, 505, 510]
+    assert chosen(counts, token_cost=0, size_cost=1) == [512]
+    assert chosen(counts, token_cost=1, size_cost=100) == [128, 512]
+    assert chosen(counts, token_cost=1, size_cost=0) == [112, 128, 512]
+
+
+def started(files: RunFiles) -> Started:
+    return next(event for event in events(files) if isinstance(event, Started))

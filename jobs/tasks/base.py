@@ -128,7 +128,9 @@ class Task:
 
     rate_scale: ClassVar[float] = 1.0  # what its learning rate is of the method's usual one
     sequences: ClassVar[int] = 1  # texts of the maximum length that one row puts through the model at once
-    packs: ClassVar[bool] = False  # its loss is the sum of its tokens' losses, so the packed loop can train it
+    packs: ClassVar[bool] = (
+        False  # its loss comes from its tokens' losses (`packed_loss`), so the packed loop trains it
+    )
     follows_steps: ClassVar[bool] = False  # whether `step_values` has something to tell
 
     class Params(Frozen):
@@ -304,6 +306,18 @@ class Task:
         from jobs.training.loss import summed_loss
 
         return summed_loss(model, batch, predictions)
+
+    def packed_loss(
+        self,
+        losses: torch.Tensor,
+        texts: torch.Tensor,
+        rows: Sequence[Row],
+        setting: Setting,
+        predictions: list[Any] | None = None,
+    ) -> torch.Tensor:
+        """What `loss` is, from the losses [tokens] of the trained tokens of `rows`, and the number of the text, int64
+        [tokens], that each stands in: the rows' first texts, then their second ones."""
+        return losses.sum()
 
     def step_values(self, predictions: list[Any]) -> dict[str, float]:
         """Measures of one step's own rows, from what `loss` appended for them; only where `follows_steps`."""

@@ -36,6 +36,7 @@ class Preference(Task):
     shapes = (Shape.PREFERENCE,)
     sequences = 2
     follows_steps = True
+    packs = True
 
     def check_data(self, params: Any, mapping: Mapping, has_chat_template: bool) -> list[str]:
         return [
@@ -62,6 +63,49 @@ class Preference(Task):
         from jobs.training.data import collate
 
         return collate(one_by_one(rows), setting.pad_token_id)
+
+    def loss(
+        self, model: Any, batch: dict[str, torch.Tensor], setting: Setting, predictions: list[Any] | None = None
+    ) -> torch.Tensor:
+        from jobs.training.loss import answer_log_probs
+
+        log_probs, lengths = answer_log_probs(model, batch), answer_lengths(batch["labels"])
+        return self.pairs_loss(log_probs, lengths, batch.get("reference"), setting, predictions)
+
+    def packed_loss(
+        self,
+        losses: torch.Tensor,
+        texts: torch.Tensor,
+        rows: Sequence[Row],
+        setting: Setting,
+        predictions: list[Any] | None = None,
+    ) -> torch.Tensor:
+        log_probs = -losses.new_zeros(2 * len(rows)).index_add(0, texts, losses)
+        known = self.reference_of(rows, setting)
+        return self.pairs_loss(
+            log_probs,
+            texts.bincount(minlength=2 * len(rows)),
+            None if known is None else known.to(losses.device),
+            setting,
+            predictions,
+        )
+
+    def reference_of(self, rows: Sequence[Row], setting: Setting) -> torch.Tensor | None:
+        """What the untrained model gave the better answers, then the worse ones: [2 x rows]; None where that does not
+        count."""
+        return None
+
+    def pairs_loss(
+        self,
+        log_probs: torch.Tensor,
+        lengths: torch.Tensor,
+        reference: torch.Tensor | None,
+        setting: Setting,
+        predictions: list[Any] | None,
+    ) -> torch.Tensor:
+        """The loss, summed over pairs, from the log-probabilities of the better answers, then of the worse ones, and
+        their lengths in tokens: [2 x rows] each."""
+        raise NotImplementedError
 
     def step_values(self, predictions: list[Any]) -> dict[str, float]:
         return {f"train_{name}": value for name, value in _measures(predictions).items()}
@@ -128,25 +172,31 @@ class DPO(Preference):
         )
 
     def collate(self, rows: Sequence[Row], setting: Setting) -> dict[str, torch.Tensor]:
+
+        batch = super().collate(rows, setting)
+        batch["reference"] = self.reference_of(rows, setting)
+        return batch
+
+    def reference_of(self, rows: Sequence[Row], setting: Setting) -> torch.Tensor:
         import torch
 
         known: Reference = setting.prepared
-        batch = super().collate(rows, setting)
-        batch["reference"] = torch.from_numpy(known.log_probs[known.places_of(rows)].T.flatten())
-        return batch
+        return torch.from_numpy(known.log_probs[known.places_of(rows)].T.flatten())
 
-    def loss(
-        self, model: Any, batch: dict[str, torch.Tensor], setting: Setting, predictions: list[Any] | None = None
+    def pairs_loss(
+        self,
+        log_probs: torch.Tensor,
+        lengths: torch.Tensor,
+        reference: torch.Tensor | None,
+        setting: Setting,
+        predictions: list[Any] | None,
     ) -> torch.Tensor:
-        from jobs.training.loss import answer_log_probs
-
         params: DPO.Params = setting.params
-        log_probs = answer_log_probs(model, batch)
-        ratios = log_probs - batch["reference"]
+        assert reference is not None
+        ratios = log_probs - reference
         if predictions is not None:
             chosen, rejected = (params.beta * ratios.detach()).chunk(2)
             predictions += zip(chosen.tolist(), rejected.tolist(), strict=True)
-        lengths = answer_lengths(batch["labels"])
         if params.loss == "ipo":  # a mean a token, as its authors compute it
             ratios = ratios / lengths
         learnt = (-log_probs / lengths).chunk(2)[0]
@@ -185,13 +235,16 @@ class ORPO(Preference):
             description="How much avoiding the worse answer counts beside learning the better one.",
         )
 
-    def loss(
-        self, model: Any, batch: dict[str, torch.Tensor], setting: Setting, predictions: list[Any] | None = None
+    def pairs_loss(
+        self,
+        log_probs: torch.Tensor,
+        lengths: torch.Tensor,
+        reference: torch.Tensor | None,
+        setting: Setting,
+        predictions: list[Any] | None,
     ) -> torch.Tensor:
-        from jobs.training.loss import answer_log_probs
-
         params: ORPO.Params = setting.params
-        means = answer_log_probs(model, batch) / answer_lengths(batch["labels"])
+        means = log_probs / lengths
         chosen, rejected = means.chunk(2)
         if predictions is not None:
             rewards = params.strength * means.detach()

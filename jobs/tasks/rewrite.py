@@ -86,6 +86,7 @@ class Rewrite(_Rewriting):
     label = "Translation and summarization"
     help = "Teaches the model to turn one text into another: to translate, summarize, correct or restyle it."
     order = 40
+    packs = True
 
     class Params(RewriteParams, Templated):
         pass

@@ -84,13 +84,17 @@ class Monitor:
         grad_norm: float | None,
         tokens: int,
         save_state: Callable[[Path], None],
+        measures: dict[str, float] | None = None,
     ) -> bool:
         """One optimizer step is taken. `tokens` counts its real tokens; `save_state` fills a folder with what the
-        loop needs to go on after this step. False: take no further step.
+        loop needs to go on after this step; `measures` are what `Objective.step_values` said of it, which is asked
+        now where they are not given. False: take no further step.
 
         Raises LossIsNotANumber.
         """
-        self.report(step, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm, tokens=tokens)
+        if measures is None:
+            measures = self._job.objective.step_values()
+        self.report(step, loss=loss, learning_rate=learning_rate, grad_norm=grad_norm, tokens=tokens, measures=measures)
         last = step >= self._job.total_steps
         stopping = not last and bool(self._stop)
         evaluating = step in self._evaluations and not stopping
@@ -127,7 +131,16 @@ class Monitor:
             or time.perf_counter() - self._saved >= CHECKPOINT_SECONDS
         )
 
-    def report(self, step: int, *, loss: float, learning_rate: float, grad_norm: float | None, tokens: int) -> None:
+    def report(
+        self,
+        step: int,
+        *,
+        loss: float,
+        learning_rate: float,
+        grad_norm: float | None,
+        tokens: int,
+        measures: dict[str, float],
+    ) -> None:
         """Tell what a step brought; nothing else follows from it. Raises LossIsNotANumber."""
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
@@ -136,7 +149,7 @@ class Monitor:
         self.current_step = step
         if not math.isfinite(loss):
             raise LossIsNotANumber(step)
-        self._report(step, loss, learning_rate, grad_norm, tokens / seconds)
+        self._tell(step, loss, learning_rate, grad_norm, tokens / seconds, measures)
 
     @property
     def adapter_step(self) -> int | None:
@@ -151,15 +164,21 @@ class Monitor:
             return progress.step
         return progress.best_step
 
-    def _report(
-        self, step: int, loss: float, learning_rate: float, grad_norm: float | None, tokens_per_second: float
+    def _tell(
+        self,
+        step: int,
+        loss: float,
+        learning_rate: float,
+        grad_norm: float | None,
+        tokens_per_second: float,
+        measures: dict[str, float],
     ) -> None:
         values = {
             "loss": loss,
             "learning_rate": learning_rate,
             "tokens_per_second": tokens_per_second,
             "memory": float(self._job.device.memory_now()),
-            **self._job.objective.step_values(),
+            **measures,
         }
         if grad_norm is not None and math.isfinite(grad_norm):
             values["grad_norm"] = grad_norm

@@ -46,6 +46,11 @@ class Objective:
         """Summed; divide by the items of the whole step."""
         return self.task.loss(model, batch, self.setting, self._step if self.task.follows_steps else None)
 
+    def packed_loss(self, losses: torch.Tensor, texts: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+        """The same from the losses of the rows' trained tokens (Task.packed_loss)."""
+        follows = self._step if self.task.follows_steps else None
+        return self.task.packed_loss(losses, texts, rows, self.setting, follows)
+
     def step_values(self) -> dict[str, float]:
         """The task's measures of the rows that `loss` was given since it was last asked."""
         values = self.task.step_values(self._step) if self._step else {}

@@ -50,6 +50,7 @@ class _Step:
     number: int
     learning_rate: float
     tokens: int
+    measures: dict[str, float]  # Objective.step_values
     found: torch.Tensor  # [2]: loss, the gradient's length; where it is computed
     arrived: torch.cuda.Event | None = None
 
@@ -58,7 +59,13 @@ class _Step:
         if self.arrived:
             self.arrived.synchronize()
         loss, norm = self.found.tolist()
-        return {"loss": loss, "grad_norm": norm, "learning_rate": self.learning_rate, "tokens": self.tokens}
+        return {
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": self.learning_rate,
+            "tokens": self.tokens,
+            "measures": self.measures,
+        }
 
 
 class _Packed:
@@ -79,7 +86,9 @@ class _Packed:
         self._capacity = training.batch_size * training.max_length * job.objective.task.sequences
         sample = self._sample() if job.device.is_cuda else []
         steps = job.total_steps - job.progress.step
-        self._passes = Passes(self._model, job.device, sample, steps * len(sample) // max(1, min(steps, _SAMPLE)))
+        self._passes = Passes(
+            self._model, job.objective, job.device, sample, steps * len(sample) // max(1, min(steps, _SAMPLE))
+        )
 
     def _sample(self) -> list[Pack]:
         """The packs of the first steps."""
@@ -105,7 +114,7 @@ class _Packed:
             host.copy_(found, non_blocking=True)
             found, arrived = host, torch.cuda.Event()
             arrived.record()
-        return _Step(number, rate, sum(map(len, rows)), found, arrived)
+        return _Step(number, rate, sum(map(len, rows)), self._job.objective.step_values(), found, arrived)
 
     def save_state_to(self, folder: Path) -> None:
         state: dict[str, Any] = {

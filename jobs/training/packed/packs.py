@@ -22,7 +22,7 @@ class Pack:
     ends: np.ndarray  # int32 [documents + 1]: where each document begins, and the end of the last
     kept: np.ndarray  # int64 [kept]
     targets: np.ndarray  # int64 [kept]: the token that each of them should predict
-    documents: np.ndarray  # int64 [kept]: the number of the document it stands in
+    texts: np.ndarray  # int64 [kept]: the number of the document it stands in
 
     @property
     def tokens(self) -> int:
@@ -75,5 +75,5 @@ def lay_out(rows: Sequence[Row]) -> Pack:
         ends=ends,
         kept=places - 1,
         targets=input_ids[places],
-        documents=np.searchsorted(ends, places, side="right") - 1,
+        texts=np.searchsorted(ends, places, side="right") - 1,
     )

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 
 from jobs.training.load import Device
+from jobs.training.objective import Objective
 from jobs.training.packed.model import PackedModel
 from jobs.training.packed.packs import Pack
 from jobs.training.packed.sizes import Size, Sizes
+from jobs.training.rows import Row
 
 _LAUNCH_BOUND = 2.5e13  # operations of a forward pass: fewer are computed in less time than the kernels take to launch
 _OPERATIONS_A_SECOND = 1.5e14  # of the passes that are bound by launching; only to weigh padding against recording
@@ -37,14 +39,18 @@ class Passes:
     `sample`: packs like those to come, `count` in all.
     """
 
-    def __init__(self, model: PackedModel, device: Device, sample: Sequence[Pack], count: int) -> None:
+    def __init__(
+        self, model: PackedModel, objective: Objective, device: Device, sample: Sequence[Pack], count: int
+    ) -> None:
         self._model = model
+        self._objective = objective
         self._weights = model.weights
         self._device = device
         self._recorded: dict[Size, _Recorded] = {}
         self._sizes: Sizes | None = None
         small = [pack for pack in sample if self._is_small(pack)]
-        if device.is_cuda and model.recordable:
+        # What weighs whole answers reads its numbers here in between, which no graph can.
+        if device.is_cuda and model.recordable and objective.task.sequences == 1:
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(device.name)
             self._sizes = Sizes(
@@ -57,7 +63,7 @@ class Passes:
 
     def __call__(self, pack: Pack, items: int) -> torch.Tensor:
         if self._sizes is None or not self._is_small(pack):
-            return self._compute(self._on_device(arrays(pack, items)))
+            return self._compute(self._on_device(arrays(pack, items)), pack.rows)
         size = self._sizes.of(pack)
         batch = filled(arrays(pack, items), size, self._model.longest)
         if size not in self._recorded:
@@ -72,9 +78,9 @@ class Passes:
     def _is_small(self, pack: Pack) -> bool:
         return pack.tokens * self._model.operations_a_token <= _LAUNCH_BOUND
 
-    def _compute(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _compute(self, batch: dict[str, torch.Tensor], rows: Sequence[Row] = ()) -> torch.Tensor:
         self._weights.begin_pass()
-        loss = self._model.losses(batch).sum() * batch["share"]
+        loss = self._objective.packed_loss(self._model.losses(batch), batch["texts"], rows) * batch["share"]
         loss.backward()
         self._weights.end_pass()
         return loss.detach()
@@ -111,6 +117,7 @@ def arrays(pack: Pack, items: int) -> dict[str, np.ndarray]:
         "ends": pack.ends,
         "kept": pack.kept,
         "targets": pack.targets,
+        "texts": pack.texts,
         "share": np.array(1 / items, dtype=np.float32),
     }
 
@@ -130,4 +137,5 @@ def filled(batch: dict[str, np.ndarray], size: Size, longest: int) -> dict[str, 
         "ends": ends,
         "kept": np.pad(batch["kept"], (0, size.kept - kept)),
         "targets": np.pad(batch["targets"], (0, size.kept - kept), constant_values=-1),
+        "texts": np.pad(batch["texts"], (0, size.kept - kept)),
     }
