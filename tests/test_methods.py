@@ -343,15 +343,13 @@ def test_a_method_learns_beside_a_quantized_base(name: str, held: str, bases: di
 
 @pytest.mark.parametrize("name", ["adalora", "pissa", "p-tuning", "prefix-tuning"])
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(name: str, tmp_path: Path, tiny_llama: Path) -> None:
-    """Those that save for answering something else than they train; PiSSA changes the base, which still answers."""
-    from jobs.events import Answers
-    from tests.rundirs import events, make_run, series, train_here
+    """Those that save for answering something else than they train."""
+    from tests.rundirs import make_run, series, train_here
 
     settings = {
         "method": name,
         "method_params": small_params(method(name)).model_dump() | ({"projection": True} if "prefix" in name else {}),
         "training": {"epochs": 4, "max_steps": 12, "evaluations": 2, "batch_size": 2, "learning_rate": 1e-2},
-        "prompts": ("Where is ship 3?",),
     }
     whole = make_run(tmp_path / "whole", tiny_llama, **settings)
     assert train_here(whole).step == 12
@@ -360,11 +358,40 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(name: str, tmp_path: P
     stopped.stop.unlink()
     assert train_here(stopped, attempt=2).state == "completed"
     assert series(stopped, "loss") == pytest.approx(series(whole, "loss"), rel=1e-5)
-    said = [event.answers[0] for event in events(stopped) if isinstance(event, Answers)]
-    assert len({answer.base for answer in said}) == 1
-    plain = make_run(tmp_path / "plain", tiny_llama, prompts=settings["prompts"], training={"max_steps": 1})
-    train_here(plain)
-    assert said[0].base == next(e for e in events(plain) if isinstance(e, Answers)).answers[0].base
+
+
+@pytest.mark.parametrize("loop", ["plain", "auto"])
+@pytest.mark.parametrize("name", ["lora", "pissa", "dora", "full", "ia3", "prompt-tuning"])
+def test_the_base_answers_as_itself_beside_what_is_trained(name: str, loop: str, tmp_path: Path) -> None:
+    """PiSSA and full fine-tuning change the base; where the loop is the packed one, layers are not PEFT's own."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from jobs.events import Answers
+    from jobs.training.load import Device
+    from jobs.training.prompts import FixedPrompts
+    from tests.rundirs import events, make_run, train_here
+
+    folder = tiny.build_llama(tmp_path / "model")
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in base.parameters():  # fresh from its config it says nothing
+            parameter += 0.3 * torch.randn_like(parameter)
+    base.save_pretrained(folder)
+    prompts = ("Where is ship 3?", "Who are you?")
+    training = {"max_steps": 4, "evaluations": 2, "learning_rate": 3e-2, "loop": loop}
+    settings = {"method": name, "method_params": small_params(method(name)).model_dump(), "prompts": prompts}
+    files = make_run(tmp_path / "run", folder, training=training, **settings)
+    assert train_here(files).state == "completed"
+    said = [event.answers for event in events(files) if isinstance(event, Answers)]
+    cpu = Device(torch.device("cpu"), torch.float32)
+    asked = FixedPrompts(base, AutoTokenizer.from_pretrained(folder), prompts, True, cpu)
+    asked.answer_as_base()
+    right = tuple(answer.base for answer in asked.answers())
+    assert all(right)
+    assert [tuple(answer.base for answer in each) for each in said] == [right, right]
+    assert all(answer.tuned != answer.base for answer in said[-1]), "it learnt nothing, so this would prove nothing"
 
 
 def train_until(files: Any, step: int) -> Any:

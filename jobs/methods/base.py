@@ -47,6 +47,7 @@ class Method:
     merges: ClassVar[bool] = True  # into the base's own weights: then it costs nothing when answering
     slows_answers: ClassVar[bool] = True  # while it is not merged
     trains_base: ClassVar[bool] = False  # every weight of it: then it is held in 32 bits, and saved whole
+    keeps_base: ClassVar[bool] = True  # beneath what is trained; else it must answer before anything is
     packs: ClassVar[bool] = False  # trains in the packed loop (jobs.loops), which knows LoRA's matrices
     recomputes: ClassVar[bool] = True  # trains with recomputed activations, too
     task_types: ClassVar[tuple[str, ...]] = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
@@ -127,8 +128,9 @@ class Method:
     def attach(self, model: PreTrainedModel, params: Any, context: Context) -> Any:
         """The model with this method's parameters trainable and the rest frozen. Imports torch and PEFT.
 
-        What comes back has PeftModel's surface as far as Graft uses it: forward, generate, `disable_adapter()`,
-        `get_base_model()`, `get_nb_trainable_parameters()`.
+        What comes back has PeftModel's surface as far as Graft uses it: forward, generate, `get_base_model()`,
+        `get_nb_trainable_parameters()`, and where the method `keeps_base` `disable_adapter()`. Until something is
+        trained it answers as the base.
         """
         raise NotImplementedError
 

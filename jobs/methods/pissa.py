@@ -6,9 +6,7 @@ the untouched base, of twice the rank: what was learnt, less the start. It loads
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from jobs.methods.base import Context
@@ -33,6 +31,7 @@ class PiSSA(LoRA):
         "LoRA that starts from the weights' strongest directions: faster at first, saved as a LoRA of twice the rank."
     )
     order = 60
+    keeps_base = False  # what the base lacks is what the adapter began with
 
     class Params(TargetParams, RankParams):
         pass
@@ -53,7 +52,6 @@ class PiSSA(LoRA):
             for name, parameter in tuned.named_parameters()
             if ".lora_A." in name or ".lora_B." in name
         }
-        tuned.disable_adapter = lambda: _as_it_began(tuned)
         return tuned
 
     def save(self, model: Any, folder: Path) -> None:
@@ -94,17 +92,3 @@ class PiSSA(LoRA):
                     weight += (moved.T if module.fan_in_fan_out else moved).to(weight.dtype)
             for name, tensor in model.pissa_start.items():
                 tensor.copy_(start[name])
-
-
-@contextlib.contextmanager
-def _as_it_began(model: Any) -> Iterator[None]:
-    """The base as it was: the adapter it began with in its place gives back exactly what the base lacks."""
-    parameters = dict(model.named_parameters())
-    kept = {name: parameters[name].data for name in model.pissa_start}
-    for name, tensor in model.pissa_start.items():
-        parameters[name].data = tensor
-    try:
-        yield
-    finally:
-        for name, tensor in kept.items():
-            parameters[name].data = tensor

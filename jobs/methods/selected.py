@@ -61,6 +61,7 @@ class FullFineTuning(Method):
     order = 310
     slows_answers = False
     trains_base = True
+    keeps_base = False
 
     def recommended(self, hardware: Hardware) -> bool:
         return True

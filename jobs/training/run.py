@@ -175,12 +175,13 @@ class Attempt:
         self._trainable, self._total = model.get_nb_trainable_parameters()  # knows how many a 4-bit tensor holds
         as_chat = Shape.TEXT not in task.shapes and bool(tokenizer.chat_template)
         prompts = FixedPrompts(model, tokenizer, spec.prompts if task.talks else (), as_chat, device)
-        if method.trains_base and prompts:
+        if prompts and not method.keeps_base:
             self._say("Answering the fixed prompts with the base model")
             try:
                 prompts.answer_as_base()  # later it is gone
             except Exception:
-                logger.exception("The base model could not answer the fixed prompts; training goes on.")
+                logger.exception("The base model could not answer the fixed prompts; training goes on without them.")
+                prompts = FixedPrompts(model, tokenizer, (), as_chat, device)
         if newest:
             self._say(f"Going on after step {newest.step:,}")
             newest.restore(method, model)
