@@ -62,17 +62,14 @@ class TunedModel(torch.nn.Module):
         )
         self.base: Any = base
         self._heads = {name for name, _ in base.named_parameters() if any(part in heads for part in name.split("."))}
-        # What a disabled adapter gives back. A whole model's is read from its files when somebody asks for it: a second
-        # copy in memory is too dear for the few runs that do.
-        self._originals: dict[str, torch.Tensor] = {}
-        self._whole_base: dict[str, torch.Tensor] | None = None
+        self._originals: dict[str, torch.Tensor] = {}  # what a disabled adapter gives back
         self._precision: dict[str, torch.dtype] = {}  # of the base, where training holds another
         for name, parameter in base.named_parameters():
             parameter.requires_grad_(name in self._heads or trains(name))
             if not parameter.requires_grad:
                 continue
             self._widen(name, parameter)
-            if kind is not Kind.FULL or name in self._heads:
+            if kind is not Kind.FULL:  # a second copy of a whole model is too dear
                 self._originals[name] = parameter.detach().clone()
             # A norm computes with both its vectors in one precision.
             owner = name.rpartition(".")[0]
@@ -117,18 +114,13 @@ class TunedModel(torch.nn.Module):
 
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """The base's answers inside the block. The first time, a fully fine-tuned model reads the base's files again
-        and keeps a second copy of every weight from then on."""
-        own = self._originals
-        if self.adapter_config.peft_type is Kind.FULL:
-            if self._whole_base is None:
-                self._whole_base = whole.read_base(self.base)
-            own = self._whole_base | own
+        """The base's answers inside the block. A fully fine-tuned model has no base left (Method.keeps_base)."""
+        assert self.adapter_config.peft_type is not Kind.FULL
         parameters = dict(self.base.named_parameters())
-        trained = {name: parameters[name].data for name in own}
+        trained = {name: parameters[name].data for name in self._originals}
         self._enabled = False
         try:
-            for name, tensor in own.items():
+            for name, tensor in self._originals.items():
                 parameters[name].data = tensor  # exchanged, not copied
             yield
         finally:

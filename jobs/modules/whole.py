@@ -67,17 +67,5 @@ def read(kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype) -> dict[
     return {name: parameter.data for name, parameter in model.named_parameters()}
 
 
-def read_base(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """What `model`'s parameters were before they were trained, from its files, on its device and in its precision."""
-    base = type(model).from_pretrained(
-        model.name_or_path,
-        config=model.config,
-        revision=_revision(model),
-        dtype=model.dtype,
-        use_safetensors=True,
-    )
-    return {name: parameter.data.to(model.device) for name, parameter in base.named_parameters()}
-
-
 def _revision(model: PreTrainedModel) -> str:
     return getattr(model.config, "_commit_hash", None) or "main"
