@@ -180,6 +180,8 @@ def test_labels_in_one_cell_are_told_apart_by_what_stands_between_them() -> None
         (["-1\u202f234,5", "0,125"], ",", [-1234.5, 0.125]),
         (["1,234.5", "12,000"], ".", [1234.5, 12000.0]),
         (["1,234", "12,500"], ".", [1234.0, 12500.0]),
+        (["0,875", "0,500"], ",", [0.875, 0.5]),
+        (["0,875", "1,234"], ",", [0.875, 1.234]),
         (["4.5", "3"], "", [4.5, 3.0]),
     ],
 )
@@ -199,6 +201,8 @@ def test_numbers_are_read_as_their_column_writes_them(cells: list[str], decimal:
         ("4,5", ".", r"is not a number \('4,5'\)"),
         ("4,5", "", r"is not a number \('4,5'\)"),
         ("1,2,3", ",", r"is not a number with a decimal comma"),
+        ("0.875", ",", r"is not a number with a decimal comma"),
+        ("0,875", ".", "is not a number"),
         ("nan", "", "is not a number"),
         ("1e999", ".", "is not a number"),
     ],

@@ -13,9 +13,10 @@ from typing import Any, Literal
 Decimal = Literal["", ".", ","]  # what stands before the decimals; "": a point, and nothing between thousands
 
 _SPACES = "\u00a0\u202f "  # people group thousands with them too
-_COMMA = re.compile(rf"[+-]?(?:\d+|\d{{1,3}}(?:\.\d{{3}})+|\d{{1,3}}(?:[{_SPACES}]\d{{3}})+)(?:,\d+)?")
-_POINT = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")  # what `float` refuses: with commas between thousands
-_EITHER = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
+_FIRST = r"[1-9]\d{0,2}"  # what stands before thousands: 0,875 has none
+_COMMA = re.compile(rf"[+-]?(?:\d+|{_FIRST}(?:\.\d{{3}})+|{_FIRST}(?:[{_SPACES}]\d{{3}})+)(?:,\d+)?")
+_POINT = re.compile(rf"[+-]?{_FIRST}(?:,\d{{3}})+(?:\.\d+)?")  # what `float` refuses: with commas between thousands
+_EITHER = re.compile(rf"[+-]?{_FIRST}(?:,\d{{3}})+")
 
 
 def number(value: Any, decimal: Decimal = "") -> float | None:
