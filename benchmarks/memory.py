@@ -22,6 +22,7 @@ from jobs.data.columns import Mapping, Shape
 from jobs.data.readers import Row
 from jobs.data.store import RowWriter
 from jobs.hardware import this_machine
+from jobs.loops import choose
 from jobs.memory import estimate
 from jobs.methods import method
 from jobs.result import Result
@@ -29,6 +30,7 @@ from jobs.rpc import child_environment
 from jobs.rundir import RunFiles
 from jobs.shape import read_shape
 from jobs.spec import BaseModelRef, DatasetRef, RunSpec, TrainingParams
+from jobs.tasks import task
 
 RESULTS = Path(__file__).parent / "results"
 # Llama shapes: hidden, intermediate, layers, heads, key-value heads, vocabulary, tied head.
@@ -125,8 +127,11 @@ def measure(model: Path, folder: Path, method_name: str, training: TrainingParam
     )
     result = Result.model_validate_json(files.result.read_text())
     hardware = this_machine()
-    needs = estimate(read_shape(model), chosen, params, training, hardware)
+    shape = read_shape(model)
+    loop = choose(training, task("text"), chosen, params, shape.model_type, hardware.compute).loop
+    needs = estimate(shape, chosen, params, training, hardware, loop=loop)
     return {
+        "loop": loop,
         "length": training.max_length,
         "batch": training.batch_size,
         "recompute": training.recompute,

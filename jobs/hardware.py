@@ -31,6 +31,12 @@ class Hardware(Frozen):
     cores: int
     bf16: bool  # computes bfloat16 in hardware; without it bf16 on a CPU is about 17 times slower than fp32
 
+    @property
+    def compute(self) -> str:
+        """The precision a run computes in, as jobs.loops.choose takes it (jobs.training.load.choose_device)."""
+        narrow = "bfloat16" if self.bf16 else "float16" if self.device == "cuda" else "float32"
+        return f"{self.device} {narrow}"
+
 
 def this_machine() -> Hardware:
     """The first CUDA GPU where nvidia-smi shows one and torch can use it, else the CPU. Free memory is read now."""

@@ -47,6 +47,12 @@ class LinearModule(Frozen):
     out_features: int
 
     @property
+    def layer(self) -> int:
+        """The number of the block it stands in."""
+        found = _LAYER.search(self.name)
+        return int(found.group(1)) if found else 0
+
+    @property
     def leaf(self) -> str:
         """The last part of the name, which PEFT's `target_modules` matches: "q_proj"."""
         return self.name.rsplit(".", 1)[-1]

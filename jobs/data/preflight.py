@@ -77,6 +77,8 @@ class Preflight(Frozen):
     longest: int
     median: int
     p95: int
+    p99: int = 0
+    spread: float = 0.0  # standard deviation of a row's tokens, after truncation, with all its texts
     histogram: tuple[tuple[int, int, int], ...]  # (from, below, rows), lengths before truncation
     example_prompts: tuple[str, ...]  # a few first user turns, for the fixed prompts
     labels: dict[str, int] = Field(default_factory=dict)  # how often each comes, the most frequent first
@@ -164,6 +166,7 @@ def check(
     reasons: Counter[str] = Counter()
     labels: Counter[str] = Counter()
     lengths = array("i")
+    squares = 0
     good = truncated = tokens = trained = half_trained = untrained_answers = seen = 0
     prompts: list[str] = []
     findings = Findings(mapping, task, tokenizer, length)
@@ -186,7 +189,9 @@ def check(
             if longest > length:
                 truncated += 1
                 findings.shortened(number, result, used)
-            tokens += sum(len(text.input_ids) for text in used.texts)
+            row_tokens = sum(len(text.input_ids) for text in used.texts)
+            tokens += row_tokens
+            squares += row_tokens**2
             trained += sum(text.trained.count(True) for text in used.texts)
             if len(labels) < LABELS_COUNTED:
                 labels.update(task.target_labels(used))
@@ -219,6 +224,8 @@ def check(
         longest=ordered[-1] if ordered else 0,
         median=_rank(ordered, 0.5),
         p95=_rank(ordered, 0.95),
+        p99=_rank(ordered, 0.99),
+        spread=round(max(0.0, squares / good - (tokens / good) ** 2) ** 0.5, 3) if good else 0.0,
         histogram=tuple(histogram(ordered)),
         example_prompts=tuple(prompts),
         labels=dict(labels.most_common()),

@@ -36,6 +36,9 @@ class AdaptionPrompt(Method):
     def trainable(self, params: Params, shape: ModelShape) -> int:
         return params.depth_layers * (params.tokens * shape.hidden_size + 1)  # and the gate
 
+    def layers_reached(self, params: Params, shape: ModelShape) -> int:
+        return min(params.depth_layers, shape.layers)
+
     def check(self, params: Params, shape: ModelShape, hardware: Hardware) -> list[str]:
         if shape.model_type not in _KINDS or shape.heads * shape.head_dim != shape.hidden_size:
             return [

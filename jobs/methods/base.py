@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
-from jobs.shape import ModelShape
+from jobs.shape import LinearModule, ModelShape
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,10 +83,22 @@ class Method:
         """The model's layers it goes to, by their real names; empty for a method that goes to none."""
         return []
 
-    def held_memory(self, params: Any, shape: ModelShape, recompute: bool) -> int:
+    def modules(self, params: Any, linears: Sequence[LinearModule]) -> list[LinearModule]:
+        """The linear layers it goes to, of all that the model has; none for a method that goes to none."""
+        return []
+
+    def held_memory(self, params: Any, shape: ModelShape, recompute: bool, width: int) -> int:
         """Bytes that training holds beyond parameters, gradients and moments: frozen projections, whole-size
-        differences kept for the backward pass."""
+        differences kept for the backward pass. `width`: bytes of what is computed."""
         return 0
+
+    def kept_a_token(self, params: Any, shape: ModelShape, width: int) -> float:
+        """Bytes a token that all layers together keep for the backward pass because of it, beside the base's own."""
+        return 0
+
+    def layers_reached(self, params: Any, shape: ModelShape) -> int:
+        """How many layers, from the last, the backward pass goes through."""
+        return shape.layers + shape.decoder_layers  # as if the text written were as long as the one read
 
     def positions(self, params: Any) -> int:
         """How many positions it puts before every input."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from jobs.hardware import Hardware
+from jobs.kept import FP32
 from jobs.methods.base import Context
 from jobs.methods.layered import LayerMethod
-from jobs.methods.products import whole_differences
+from jobs.methods.products import shared_inputs, whole_differences
 from jobs.methods.targets import TargetParams
 from jobs.shape import LinearModule, ModelShape
 
@@ -45,8 +46,11 @@ class FourierFT(LayerMethod):
     def added(self, params: Params, module: LinearModule) -> int:
         return params.frequencies
 
-    def held_memory(self, params: Params, shape: ModelShape, recompute: bool) -> int:
-        return whole_differences(self.modules(params, shape.linears), 3, recompute)
+    def held_memory(self, params: Params, shape: ModelShape, recompute: bool, width: int) -> int:
+        return whole_differences(self.modules(params, shape.linears), 12 if width == FP32 else 5.5, recompute)
+
+    def kept_a_token(self, params: Any, shape: ModelShape, width: int) -> float:
+        return shared_inputs(self.modules(params, shape.linears), width)
 
     def check(self, params: Params, shape: ModelShape, hardware: Hardware) -> list[str]:
         problems = super().check(params, shape, hardware)

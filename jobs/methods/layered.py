@@ -12,6 +12,7 @@ from pydantic import Field
 
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
+from jobs.kept import FP32
 from jobs.methods.base import Context, Method
 from jobs.methods.targets import TargetRow, linears_of, table, target_problems, targeted
 from jobs.shape import LinearModule, ModelShape
@@ -19,6 +20,8 @@ from jobs.shape import LinearModule, ModelShape
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
+
+SHARED = 0.7  # of the layers' inputs by themselves, where layers that read the same keep it once: q, k, v; gate, up
 
 
 class BaseWeights(Frozen):
@@ -54,6 +57,18 @@ class LayerMethod(Method):
     def modules(self, params: Any, linears: Sequence[LinearModule]) -> list[LinearModule]:
         """The layers it goes to, of all that the model has."""
         return targeted(params, linears)
+
+    def kept_a_token(self, params: Any, shape: ModelShape, width: int) -> float:
+        """Each layer's own copy of its input: autocast narrows it for each of them anew. In 32 bits they share it."""
+        inputs = sum(module.in_features for module in self.modules(params, shape.linears))
+        return inputs * width * (SHARED if width == FP32 else 1)
+
+    def layers_reached(self, params: Any, shape: ModelShape) -> int:
+        """From the last to the first in which something is trained."""
+        if shape.decoder_layers:
+            return super().layers_reached(params, shape)
+        numbers = [module.layer for module in self.modules(params, shape.linears)]
+        return shape.layers - min(numbers, default=0)
 
     def trainable(self, params: Any, shape: ModelShape) -> int:
         return sum(self.added(params, module) for module in self.modules(params, shape.linears))

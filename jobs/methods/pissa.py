@@ -39,7 +39,7 @@ class PiSSA(LoRA):
     def lora_extras(self, params: Any) -> dict[str, Any]:
         return {"init_lora_weights": "pissa_niter_16"}
 
-    def held_memory(self, params: Any, shape: ModelShape, recompute: bool) -> int:
+    def held_memory(self, params: Any, shape: ModelShape, recompute: bool, width: int) -> int:
         return 4 * self.trainable(params, shape)  # the start
 
     def learning_rate(self, shape: ModelShape) -> float:

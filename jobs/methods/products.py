@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from jobs.hardware import Hardware
+from jobs.kept import FP32
 from jobs.methods.base import Context
-from jobs.methods.layered import BaseWeights, LayerMethod
+from jobs.methods.layered import SHARED, BaseWeights, LayerMethod
 from jobs.methods.targets import TargetParams
 from jobs.shape import LinearModule, ModelShape
 
@@ -16,10 +17,15 @@ if TYPE_CHECKING:
     from peft import LoHaConfig, LoKrConfig, MissConfig
 
 
-def whole_differences(modules: list[LinearModule], copies: float, recompute: bool) -> int:
-    """Bytes of `copies` matrices of each layer's own size, kept for the backward pass: how many was measured."""
-    each = [int(4 * copies * m.in_features * m.out_features) for m in modules]
+def whole_differences(modules: list[LinearModule], bytes_a_weight: float, recompute: bool) -> int:
+    """What is kept for the backward pass of matrices of each layer's own size: how much was measured."""
+    each = [int(bytes_a_weight * m.in_features * m.out_features) for m in modules]
     return max(each, default=0) if recompute else sum(each)
+
+
+def shared_inputs(modules: list[LinearModule], width: int) -> float:
+    """Bytes a token: the layers' inputs as they come, once for all that read the same."""
+    return SHARED * width * sum(module.in_features for module in modules)
 
 
 class LoHa(LayerMethod):
@@ -42,8 +48,11 @@ class LoHa(LayerMethod):
     def added(self, params: Params, module: LinearModule) -> int:
         return 2 * params.r * (module.in_features + module.out_features)
 
-    def held_memory(self, params: Params, shape: ModelShape, recompute: bool) -> int:
-        return whole_differences(self.modules(params, shape.linears), 2.4, recompute)
+    def held_memory(self, params: Params, shape: ModelShape, recompute: bool, width: int) -> int:
+        return whole_differences(self.modules(params, shape.linears), 9.6 if width == FP32 else 2, recompute)
+
+    def kept_a_token(self, params: Any, shape: ModelShape, width: int) -> float:
+        return shared_inputs(self.modules(params, shape.linears), width)
 
     def learning_rate(self, shape: ModelShape) -> float:
         return 5e-3 if shape.parameters < 1_500_000_000 else 5e-4
@@ -94,8 +103,11 @@ class LoKr(LayerMethod):
             return few_in * few_out + many_in * many_out
         return few_in * few_out + params.r * (many_in + many_out)
 
-    def held_memory(self, params: Params, shape: ModelShape, recompute: bool) -> int:
-        return whole_differences(self.modules(params, shape.linears), 2.75, recompute)
+    def held_memory(self, params: Params, shape: ModelShape, recompute: bool, width: int) -> int:
+        return whole_differences(self.modules(params, shape.linears), 11 if width == FP32 else 3, recompute)
+
+    def kept_a_token(self, params: Any, shape: ModelShape, width: int) -> float:
+        return shared_inputs(self.modules(params, shape.linears), width)
 
     def learning_rate(self, shape: ModelShape) -> float:
         return 1.5e-2 if shape.parameters < 1_500_000_000 else 1e-3
@@ -144,6 +156,9 @@ class MiSS(LayerMethod):
 
     def added(self, params: Params, module: LinearModule) -> int:
         return params.r * module.out_features
+
+    def kept_a_token(self, params: Any, shape: ModelShape, width: int) -> float:
+        return 0.0  # sums of a few of the inputs
 
     def check(self, params: Params, shape: ModelShape, hardware: Hardware) -> list[str]:
         problems = super().check(params, shape, hardware)

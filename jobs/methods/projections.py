@@ -6,12 +6,13 @@ The matrices are drawn from a fixed seed and saved with the adapter, so that it 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from jobs.methods.base import Context
 from jobs.methods.layered import BaseWeights, LayerMethod
+from jobs.methods.products import shared_inputs
 from jobs.methods.targets import TargetParams
 from jobs.shape import LinearModule, ModelShape
 
@@ -42,10 +43,14 @@ class VeRA(LayerMethod):
     def added(self, params: Params, module: LinearModule) -> int:
         return params.r + module.out_features
 
-    def held_memory(self, params: Params, shape: ModelShape, recompute: bool) -> int:
+    def held_memory(self, params: Params, shape: ModelShape, recompute: bool, width: int) -> int:
         modules = self.modules(params, shape.linears)
         widest = max((m.in_features for m in modules), default=0) + max((m.out_features for m in modules), default=0)
         return 4 * params.r * widest
+
+    def kept_a_token(self, params: Any, shape: ModelShape, width: int) -> float:
+        """What each of the two vectors scales; the random matrices, being frozen, keep nothing."""
+        return width * sum(params.r + m.out_features for m in self.modules(params, shape.linears))
 
     def learning_rate(self, shape: ModelShape) -> float:
         return 5e-2 if shape.parameters < 1_500_000_000 else 4e-3
@@ -83,7 +88,7 @@ class RandLoRA(LayerMethod):
         narrow = min(module.in_features, module.out_features)
         return math.ceil(narrow / params.r) * (params.r + narrow)
 
-    def held_memory(self, params: Params, shape: ModelShape, recompute: bool) -> int:
+    def held_memory(self, params: Params, shape: ModelShape, recompute: bool, width: int) -> int:
         modules = self.modules(params, shape.linears)
         inputs = max((m.in_features for m in modules), default=0)
         outputs = max((m.out_features for m in modules), default=0)
@@ -92,6 +97,9 @@ class RandLoRA(LayerMethod):
         # The shared matrices, and each layer's scaled ones for the backward pass.
         each = [4 * bases * min(m.in_features, m.out_features) for m in modules]
         return 4 * (params.r * narrow + bases * wide) + (max(each, default=0) if recompute else sum(each))
+
+    def kept_a_token(self, params: Any, shape: ModelShape, width: int) -> float:
+        return shared_inputs(self.modules(params, shape.linears), width)
 
     def learning_rate(self, shape: ModelShape) -> float:
         return 1e-3 if shape.parameters < 1_500_000_000 else 2e-4

@@ -4,13 +4,15 @@ al. 2024). A rotation keeps the angles between a layer's outputs, and with them 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from jobs.hardware import Hardware
+from jobs.kept import FP32
 from jobs.methods.base import Context
 from jobs.methods.layered import BaseWeights, LayerMethod
+from jobs.methods.products import shared_inputs
 from jobs.methods.targets import TargetParams
 from jobs.shape import LinearModule, ModelShape
 
@@ -54,6 +56,12 @@ class OFT(LayerMethod):
         size = block_size(module.in_features, params.block_size)
         return module.in_features // size * (size * (size - 1) // 2)
 
+    def held_memory(self, params: Params, shape: ModelShape, recompute: bool, width: int) -> int:
+        modules = self.modules(params, shape.linears)
+        # Each block's rotation as a matrix in 32 bits, with what its series is made of.
+        each = [6 * 4 * m.in_features * params.block_size for m in modules]
+        return max(each, default=0) if recompute else sum(each)
+
     def learning_rate(self, shape: ModelShape) -> float:
         return 2e-3 if shape.parameters < 1_500_000_000 else 5e-4
 
@@ -91,11 +99,17 @@ class BOFT(LayerMethod):
     def added(self, params: Params, module: LinearModule) -> int:
         return module.in_features * params.block_size + module.out_features
 
-    def held_memory(self, params: Params, shape: ModelShape, recompute: bool) -> int:
+    def held_memory(self, params: Params, shape: ModelShape, recompute: bool, width: int) -> int:
         modules = self.modules(params, shape.linears)
-        # A permutation each, and for the backward pass the rotation, the block matrix and the turned weight.
-        each = [4 * (2 * m.in_features**2 + 2 * m.in_features * m.out_features) for m in modules]
-        return 4 * sum(m.in_features**2 for m in modules) + (max(each, default=0) if recompute else sum(each))
+        # A permutation each, and for the backward pass the rotation, the block matrix and the turned weight; under
+        # autocast narrow copies of some.
+        squares, wholes = (8, 8) if width == FP32 else (4, 7.5)
+        each = [m.in_features * (squares * m.in_features + wholes * m.out_features) for m in modules]
+        held = 4 * sum(m.in_features**2 for m in modules) + (max(each, default=0) if recompute else sum(each))
+        return int(held)
+
+    def kept_a_token(self, params: Any, shape: ModelShape, width: int) -> float:
+        return shared_inputs(self.modules(params, shape.linears), width)
 
     def check(self, params: Params, shape: ModelShape, hardware: Hardware) -> list[str]:
         problems = super().check(params, shape, hardware)
@@ -143,10 +157,15 @@ class HRA(LayerMethod):
     def added(self, params: Params, module: LinearModule) -> int:
         return params.r * module.in_features
 
-    def held_memory(self, params: Params, shape: ModelShape, recompute: bool) -> int:
+    def held_memory(self, params: Params, shape: ModelShape, recompute: bool, width: int) -> int:
         modules = self.modules(params, shape.linears)
-        each = [4 * m.in_features * (2 * params.r * m.in_features + m.out_features) for m in modules]
-        return max(each, default=0) if recompute else sum(each)  # each mirror as a matrix, and their product so far
+        # Each mirror as a matrix, and their product so far: under autocast much less of both.
+        squares = 2 if width == FP32 else 1.25
+        each = [width * m.in_features * (squares * params.r * m.in_features + m.out_features) for m in modules]
+        return int(max(each, default=0) if recompute else sum(each))
+
+    def kept_a_token(self, params: Any, shape: ModelShape, width: int) -> float:
+        return shared_inputs(self.modules(params, shape.linears), width)
 
     def check(self, params: Params, shape: ModelShape, hardware: Hardware) -> list[str]:
         problems = super().check(params, shape, hardware)

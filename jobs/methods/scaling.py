@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from jobs.hardware import Hardware
+from jobs.kept import FP32
 from jobs.methods.base import Context, Method
 from jobs.methods.layered import BaseWeights, LayerMethod
 from jobs.methods.targets import TargetParams, TargetRow, is_attention, pattern, targeted
@@ -62,6 +63,9 @@ class IA3(LayerMethod):
     def added(self, params: Any, module: LinearModule) -> int:
         return module.in_features if _leads_back(module) else module.out_features
 
+    def kept_a_token(self, params: Any, shape: ModelShape, width: int) -> float:
+        return FP32 * sum(self.added(params, m) for m in self.modules(params, shape.linears))  # what it scales, widened
+
     def learning_rate(self, shape: ModelShape) -> float:
         return 3e-2 if shape.parameters < 1_500_000_000 else 5e-3
 
@@ -95,6 +99,9 @@ class LayerNormTuning(Method):
 
     def trainable(self, params: Any, shape: ModelShape) -> int:
         return sum(vector.size for vector in _norms(shape))
+
+    def kept_a_token(self, params: Any, shape: ModelShape, width: int) -> float:
+        return width * sum(vector.size for vector in _norms(shape))  # what each weight scales
 
     def target_table(self, params: Any, shape: ModelShape) -> list[TargetRow]:
         sizes: dict[str, list[int]] = {}

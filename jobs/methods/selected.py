@@ -6,8 +6,10 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from jobs.hardware import Hardware
+from jobs.kept import FP32
 from jobs.memory import compute_bytes
 from jobs.methods.base import Context, Method
+from jobs.methods.layered import SHARED
 from jobs.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -68,6 +70,12 @@ class FullFineTuning(Method):
 
     def trainable(self, params: Any, shape: ModelShape) -> int:
         return shape.parameters
+
+    def kept_a_token(self, params: Any, shape: ModelShape, width: int) -> float:
+        """What each matrix is multiplied with, narrowed for each anew, and what each norm's weight scales; with weights
+        in 32 bits so is what flows between the layers."""
+        inputs = sum(module.in_features for module in shape.linears)
+        return inputs * width * (SHARED if width == FP32 else 1) + 2 * shape.layers * shape.hidden_size * FP32
 
     def check(self, params: Any, shape: ModelShape, hardware: Hardware) -> list[str]:
         if shape.dtype in _TRAINABLE_DTYPES:

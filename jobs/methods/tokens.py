@@ -37,7 +37,7 @@ class TrainableTokens(Method):
     def trainable(self, params: Params, shape: ModelShape) -> int:
         return len(_split(params.tokens)) * shape.hidden_size
 
-    def held_memory(self, params: Params, shape: ModelShape, recompute: bool) -> int:
+    def held_memory(self, params: Params, shape: ModelShape, recompute: bool, width: int) -> int:
         return 2 * 4 * shape.vocab_size * shape.hidden_size  # the whole embedding with them in it, and its gradient
 
     def check(self, params: Params, shape: ModelShape, hardware: Hardware) -> list[str]:

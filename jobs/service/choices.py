@@ -14,6 +14,8 @@ from jobs.data.columns import Mapping
 from jobs.data.templates import USUAL
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
+from jobs.kept import Lengths
+from jobs.loops import choose
 from jobs.memory import estimate, fits
 from jobs.methods import all_methods
 from jobs.methods.base import Method
@@ -88,10 +90,10 @@ def methods_for(
     preset: Preset,
     training: TrainingParams,
     hardware: Hardware,
-    longest_row: int | None = None,
+    lengths: Lengths | None = None,
     edited: dict[str, dict[str, Any]] | None = None,
 ) -> tuple[MethodChoice, ...]:
-    """Every method there is, in the order the form shows them. `longest_row` in tokens, where the data was checked.
+    """Every method there is, in the order the form shows them. `lengths` where the data was checked.
     `edited`: settings by a method's name, over the preset's; where they cannot be, the preset's count.
     """
     return tuple(
@@ -102,7 +104,7 @@ def methods_for(
             task,
             training,
             hardware,
-            longest_row,
+            lengths,
         )
         for each in all_methods().values()
     )
@@ -137,7 +139,7 @@ def _method_choice(
     task: Task | None,
     training: TrainingParams,
     hardware: Hardware,
-    longest_row: int | None,
+    lengths: Lengths | None,
 ) -> MethodChoice:
     problems = (task_problem(method, task) if task else []) or method.check(params, shape, hardware)
     trainable = memory = enough = None
@@ -146,7 +148,8 @@ def _method_choice(
         trainable = method.trainable(params, left)
         head = task.new_head(type(task).Params(), shape, 0) if task else None
         sequences = task.sequences if task else 1
-        needs = estimate(left, method, params, training, hardware, longest_row, sequences, head)
+        loop = task and choose(training, task, method, params, shape.model_type, hardware.compute).loop
+        needs = estimate(left, method, params, training, hardware, lengths, sequences, head, loop or "plain")
         memory, enough = needs.total, fits(needs, hardware)
     return MethodChoice(
         name=method.name,

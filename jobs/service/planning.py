@@ -11,6 +11,8 @@ from jobs.errors import UserError
 from jobs.fields import problems_of
 from jobs.frozen import Frozen
 from jobs.hardware import this_machine
+from jobs.kept import Lengths
+from jobs.loops import Choice, choose
 from jobs.memory import Estimate, estimate, fits
 from jobs.methods import method as find_method
 from jobs.presets import preset as find_preset
@@ -55,6 +57,7 @@ class Plan(Frozen):
     spec: RunSpec | None
     problems: tuple[str, ...]  # all of them, in the user's words
     notes: tuple[str, ...]  # worth knowing, forbidding nothing
+    loop: Choice | None  # which will train it, and why
     estimate: Estimate | None
     fits: bool | None  # None: cannot be said
     free_memory: int  # bytes
@@ -116,9 +119,8 @@ class Planning:
             settings = TrainingParams(**{**usual, **(training or {})})
         except ValidationError:
             settings = TrainingParams(**usual)
-        longest = check.longest if check else None
         chosen = find_task(task) if task else None
-        return methods_for(shape, chosen, find_preset(preset), settings, this_machine(), longest, edited)
+        return methods_for(shape, chosen, find_preset(preset), settings, this_machine(), lengths_of(check), edited)
 
     def defaults(
         self,
@@ -184,10 +186,11 @@ class Planning:
         if trainable is not None and head:
             trainable += head
         needs, enough = None, None
-        if left and method and method_params and training:
-            longest = check.longest if check else None
+        loop = None
+        if base and left and task and method and method_params and training:
+            loop = choose(training, task, method, method_params, base.shape.model_type, hardware.compute)
             needs = estimate(
-                left, method, method_params, training, hardware, longest, task.sequences if task else 1, head
+                left, method, method_params, training, hardware, lengths_of(check), task.sequences, head, loop.loop
             )
             enough = fits(needs, hardware)
             if not enough:
@@ -216,6 +219,7 @@ class Planning:
             spec=spec,
             problems=tuple(problems),
             notes=tuple(notes),
+            loop=loop,
             estimate=needs,
             fits=enough,
             free_memory=hardware.memory_free,
@@ -248,6 +252,13 @@ class Planning:
 def _usual_length(shape: ModelShape, taken: int = 0) -> int:
     """Tokens a row may have unless the person chooses; `taken`: places that the method needs for itself."""
     return max(16, min(TrainingParams().max_length, shape.max_length - taken))
+
+
+def lengths_of(check: Preflight | None) -> Lengths | None:
+    """What a data check found of the rows' lengths; None without one, or where no row is good."""
+    if check is None or not check.good_rows:
+        return None
+    return Lengths(longest=check.longest, mean=check.tokens / check.good_rows, spread=check.spread)
 
 
 def _try(problems: list[str], call: Any) -> Any:

@@ -1,0 +1,117 @@
+"""What the packed loop keeps for the backward pass: exactly what its autograd functions save.
+
+jobs.training.packed: groups.py, pieces.py, attention.py (a layer), head.py (logits), passes.py (recorded passes).
+tests/test_memory.py holds this against what autograd really saves.
+"""
+
+from __future__ import annotations
+
+from jobs.kept import FP32, Case, Kept
+
+# As in jobs.training.packed, which imports torch; a test compares them.
+FUSED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+CHUNK = 2_048
+LAUNCH_BOUND = 2.5e13
+
+_HEAD_NORMS = ("qwen3", "gemma3_text")  # queries and keys are normed, head by head
+_FOUR_NORMS = ("gemma2", "gemma3_text")  # before and after attention and MLP
+_CUBLAS = 130 << 20  # workspaces of the products, for each stream one
+# What CUDA's caching allocator keeps beyond what is in use, as a share of what passes come and go with. Measured on an
+# H100: packs of many sizes; recorded passes, whose small tensors share segments of 20 MiB.
+_SLACK, _RECORDED_SLACK = 0.08, 0.25
+_OTHER_SIZES = 0.4  # recorded passes of other sizes do not quite fit into each other's memory
+# Recorded passes run on a stream of their own, which cannot use the holes that the joined weights left behind.
+_HOLES = 0.35
+_CPU_SLACK = 0.35  # what malloc keeps of what a step freed, measured
+
+
+def kept(case: Case) -> Kept:
+    tokens, width, shape = case.pack_tokens, case.width, case.shape
+    on_gpu = case.hardware.device == "cuda"
+    each = layer(case)
+    activations = tokens * case.layers * each
+    if case.training.recompute:
+        activations = tokens * (case.layers * shape.hidden_size * width + each)
+    # Two moments are the widest. At the output head: the last norm's input and output, the places that are trained and
+    # their slopes, and two chunks of logits, the old one and the new. In the last layer's backward pass: the slopes of
+    # gate, up and their product with the product itself, and 4-bit weights unpacked.
+    activations += 4 * tokens * shape.hidden_size * width
+    logits = min(tokens, 2 * CHUNK) * shape.vocab_size * _logit_bytes(case, on_gpu)
+    behind = tokens * (4 * shape.intermediate_size - shape.hidden_size) * width
+    if case.method.quantization(case.params) != "none":
+        behind += 4 * shape.hidden_size * shape.intermediate_size * width
+    return Kept(
+        activations=activations,
+        logits=logits,
+        workspace=max(0, behind - logits) + _slack(case, activations + logits, on_gpu),
+    )
+
+
+def fused(case: Case) -> bool:
+    """Whether our own layers compute it, rather than transformers'."""
+    return case.shape.model_type in FUSED and case.method.name != "dora" and not getattr(case.params, "dropout", 0)
+
+
+def recorded(case: Case) -> bool:
+    """Whether its passes become CUDA graphs."""
+    shape = case.shape
+    held = shape.parameters
+    if case.method.quantization(case.params) != "none":
+        held -= shape.linear_parameters // 2  # two 4-bit weights count as one number
+    random = bool(getattr(case.params, "dropout", 0))
+    if case.sequences > 1:  # what weighs whole answers reads its numbers in between
+        return False
+    return 2 * held * case.pack_tokens <= LAUNCH_BOUND and not (random and case.training.recompute)
+
+
+def layer(case: Case) -> float:
+    """Bytes a token of one layer."""
+    shape, width = case.shape, case.width
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    modules = case.method.modules(case.params, shape.linears)
+    ranks = len(modules) * case.params.r / max(case.layers, 1)
+    # Queries, keys, values and what attention makes of them, with a number a head; x A^T of every LoRA.
+    found = (2 * queries + 2 * keys + ranks) * width + FP32 * shape.heads
+    if case.hardware.device != "cuda":  # documents' answers are joined
+        found += queries * width
+    if fused(case):
+        # Both norms: input, output, a scale. The MLP: gate and up; their product is made again.
+        found += (4 * hidden + 2 * inner) * width + 2 * FP32
+        if shape.model_type in _HEAD_NORMS:  # before and after norm and turn, and a scale a head
+            found += 2 * (queries + keys) * width + FP32 * (shape.heads + shape.kv_heads)
+        return found
+    # transformers' norms keep their input in 32 bits; its MLP gate, its activation, up and their product.
+    found += (4 if shape.model_type in _FOUR_NORMS else 2) * hidden * FP32 + (2 * hidden + 4 * inner) * width
+    if shape.model_type in _HEAD_NORMS:
+        found += (queries + keys) * FP32
+    if "qkv_proj" in shape.leaves:  # one tensor of all three lives on in its values
+        found += (queries + keys) * width
+    if shape.model_type == "gemma2":  # capped attention is computed in full
+        found += shape.heads * case.longest * (3 * FP32 + width)
+    if case.method.name == "dora":  # each layer's output before it is scaled
+        found += width * sum(module.out_features for module in modules) / max(case.layers, 1)
+    if getattr(case.params, "dropout", 0):  # each LoRA's own input, and which of it was dropped
+        found += (width + 1) * sum(module.in_features for module in modules) / max(case.layers, 1)
+    return found
+
+
+def _logit_bytes(case: Case, on_gpu: bool) -> int:
+    """The slope stands where the logits stood on a GPU; elsewhere narrow ones are widened and narrowed again."""
+    return case.width if on_gpu or case.width == FP32 else 2 * case.width + FP32
+
+
+def _slack(case: Case, moving: float, on_gpu: bool) -> int:
+    """What is reserved beyond what is in use."""
+    if not on_gpu:
+        return int(_CPU_SLACK * moving)
+    if not recorded(case):
+        return int(_CUBLAS + _SLACK * moving)
+    found = _CUBLAS + _RECORDED_SLACK * moving
+    shape = case.shape
+    if fused(case) and case.method.quantization(case.params) == "none":
+        joined = shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim + 2 * shape.intermediate_size
+        found += _HOLES * joined * shape.hidden_size * shape.layers * case.width
+    if case.lengths.spread:
+        found += _OTHER_SIZES * moving
+    return int(found)
