@@ -110,6 +110,8 @@ def facts(run: RunView) -> Pairs:
     found.append(("Seed", str(spec.training.seed)))
     if run.hardware:
         found.append(("Hardware", _hardware_text(run.hardware)))
+        if why := run.hardware.get("loop_why"):  # runs from before there were two have none
+            found.append(("Training loop", str(why)))
     if run.predicted_memory:
         found.append(("Predicted peak memory", bytes_text(run.predicted_memory)))
     if run.peak_memory and run.state.ended:
