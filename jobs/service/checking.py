@@ -120,16 +120,10 @@ def notes_together(parts: Parts, check: Preflight | None, head: int | None, hard
         yield f"The model gets a new head of {head:,} parameters, trained along with any method."
 
 
-def does_not_fit(needs: Estimate, hardware: Hardware, training: TrainingParams) -> str:
-    """How much is missing, and what of the settings would help."""
-    advice = [
-        "lower Micro-batch" if training.batch_size > 1 else "",
-        "lower Maximum length" if training.max_length > 256 else "",
-        "turn on Recompute activations" if not training.recompute else "",
-        "choose QLoRA" if hardware.device == "cuda" else "",
-    ]
-    steps = [step for step in advice if step] or ["choose a smaller base model"]
+def does_not_fit(needs: Estimate, hardware: Hardware) -> str:
+    """How much is missing, and what would help."""
     return (
         f"This needs about {needs.total / 1e9:.1f} GB, and {hardware.memory_free / 1e9:.1f} GB are free on "
-        f"{hardware.name}: it will probably run out of memory. To fit it, {', or '.join(steps)}."
+        f"{hardware.name}: it will probably run out of memory. Press Fit it for me, which changes first what costs no "
+        "quality, or choose a smaller base model."
     )

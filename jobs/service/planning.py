@@ -9,11 +9,12 @@ from pydantic import Field, ValidationError
 from jobs import starter, starter_encoder
 from jobs.errors import UserError
 from jobs.fields import problems_of
+from jobs.fitting import Fitted, Run, fit
 from jobs.frozen import Frozen
 from jobs.hardware import this_machine
 from jobs.kept import Lengths
-from jobs.loops import Choice, choose
-from jobs.memory import Estimate, estimate, fits
+from jobs.loops import Choice
+from jobs.memory import Estimate, fits
 from jobs.methods import method as find_method
 from jobs.presets import preset as find_preset
 from jobs.service.checking import Parts, does_not_fit, notes_together, problems_together, row_problems
@@ -187,14 +188,11 @@ class Planning:
             trainable += head
         needs, enough = None, None
         loop = None
-        if base and left and task and method and method_params and training:
-            loop = choose(training, task, method, method_params, base.shape.model_type, hardware.compute)
-            needs = estimate(
-                left, method, method_params, training, hardware, lengths_of(check), task.sequences, head, loop.loop
-            )
+        if run := self._run(parts, check):
+            loop, needs = run.choice(hardware), run.needs(hardware)
             enough = fits(needs, hardware)
             if not enough:
-                notes.append(does_not_fit(needs, hardware, training))
+                notes.append(does_not_fit(needs, hardware))
         spec = None
         if not problems and base and dataset and mapping and training and method and method_params and task_params:
             spec = RunSpec(
@@ -229,6 +227,37 @@ class Planning:
             train_rows=train_rows,
             validation_rows=validation_rows,
             steps=steps,
+        )
+
+    def fit(self, draft: Draft, check: Preflight | None = None) -> tuple[Draft, Fitted]:
+        """The draft with settings that fit the free memory, and what was changed. The same draft where nothing helps.
+
+        Raises UserError where it cannot be estimated.
+        """
+        problems: list[str] = []
+        run = self._run(self._read(draft, problems), check)
+        UserError.raise_all(problems)
+        if run is None:
+            raise UserError("The memory cannot be estimated with these settings. Mend what is marked first.")
+        found = fit(run, this_machine())
+        fitted = {"training": found.training.model_dump(), "method_params": found.params}
+        return draft.model_copy(update=fitted), found
+
+    def _run(self, parts: Parts, check: Preflight | None) -> Run | None:
+        """What the estimate is made of; None where a part of it could not be read."""
+        base, task, method, training = parts.base, parts.task, parts.method, parts.training
+        if not (base and task and method and parts.method_params and parts.task_params and training):
+            return None
+        return Run(
+            shape=base.shape,
+            trained=task.body(base.shape),
+            task=task,
+            method=method,
+            params=parts.method_params,
+            training=training,
+            lengths=lengths_of(check),
+            p99=check.p99 if check else None,
+            head=task.new_head(parts.task_params, base.shape, len(check.labels) if check else 0),
         )
 
     def _read(self, draft: Draft, problems: list[str]) -> Parts:

@@ -1,0 +1,196 @@
+"""Settings that fit the free memory: what to change of a run that does not, and what each change costs.
+
+What costs no quality goes first: fewer rows at once with as many a step, then recomputation, then a base in fewer bits,
+then rows no longer than nearly all of them are, and a smaller rank at the very end. Ends at settings and sentences: it
+starts nothing, and estimates with jobs.memory alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from jobs.frozen import Frozen
+from jobs.hardware import Hardware
+from jobs.kept import Lengths
+from jobs.loops import Choice, choose
+from jobs.memory import Estimate, estimate, fits
+from jobs.methods.base import Method
+from jobs.shape import ModelShape
+from jobs.spec import TrainingParams
+from jobs.tasks.base import Task
+
+_LEAST_RANK = 4
+_SHORTEST = 64  # tokens: rows are not cut below that
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be fitted. `shape` is the whole model's, `trained` what of it the task leaves to the method
+    (Task.body); `head` the parameters of a new head. `p99`: the length that 99 of 100 rows do not exceed, where the
+    data was checked."""
+
+    shape: ModelShape
+    trained: ModelShape
+    task: Task
+    method: Method
+    params: Any
+    training: TrainingParams
+    lengths: Lengths | None = None
+    p99: int | None = None
+    head: int | None = None
+
+    @property
+    def rank(self) -> int | None:
+        return getattr(self.params, "r", None)
+
+    def choice(self, hardware: Hardware) -> Choice:
+        return choose(self.training, self.task, self.method, self.params, self.shape.model_type, hardware.compute)
+
+    def needs(self, hardware: Hardware) -> Estimate:
+        sequences, lengths = self.task.sequences, self.lengths
+        if lengths and lengths.longest > self.training.max_length:  # a shorter maximum cuts the mean, too
+            longest = self.training.max_length
+            lengths = Lengths(
+                longest=longest, mean=min(lengths.mean, longest * sequences), spread=min(lengths.spread, longest)
+            )
+        loop = self.choice(hardware).loop
+        return estimate(
+            self.trained, self.method, self.params, self.training, hardware, lengths, sequences, self.head, loop
+        )
+
+
+class Fitted(Frozen):
+    """`training` and `params` are as they were where nothing helps, or nothing has to."""
+
+    training: TrainingParams
+    params: dict[str, Any]
+    changes: tuple[str, ...]  # what was changed and what that costs, a sentence each
+    fits: bool
+    needs: int  # bytes at the peak, of these settings; of the most saving ones where none fit
+
+
+def fit(run: Run, hardware: Hardware) -> Fitted:
+    """The settings nearest to the run's that fit. Of two changes the later kind is made only where all of the earlier
+    kinds together do not do."""
+    if fits(needs := run.needs(hardware), hardware):
+        return _answer(run, run, hardware, needs)
+    least = needs
+    ranks, lengths, weights, recomputes = _ranks(run), _lengths(run), _weights(run, hardware), _recomputes(run)
+    for rank, length, weight, recompute in itertools.product(ranks, lengths, weights, recomputes):
+        changed = _changed(run, rank | weight, {**length, **recompute}, hardware)
+        if changed is None:
+            continue
+        batches = list(_batches(run.training))
+        smallest = _rows_at_once(changed, batches[-1])
+        needs = smallest.needs(hardware)
+        least = min(least, needs, key=lambda each: each.total)
+        if not fits(needs, hardware):
+            continue
+        for batch in batches:
+            found = _rows_at_once(changed, batch)
+            if fits(needs := found.needs(hardware), hardware):
+                return _answer(run, found, hardware, needs)
+    return _answer(run, run, hardware, least)
+
+
+def _batches(training: TrainingParams) -> Iterator[tuple[int, int]]:
+    """(micro-batch, accumulation) with as many rows a step, the given ones first."""
+    for size in range(training.batch_size, 0, -1):
+        times, rest = divmod(training.batch_size, size)
+        if not rest and times * training.gradient_accumulation <= 256:
+            yield size, times * training.gradient_accumulation
+
+
+def _recomputes(run: Run) -> list[dict[str, Any]]:
+    can = run.method.recomputes and not run.training.recompute
+    return [{}, {"recompute": True}] if can else [{}]
+
+
+def _weights(run: Run, hardware: Hardware) -> list[dict[str, Any]]:
+    """How the base may be held. On a CPU fewer bits save nothing."""
+    if hardware.device != "cuda" or getattr(run.params, "base_weights", None) is None:
+        return [{}]
+    order = ["full", "8-bit", "4-bit"]
+    return [{}, *({"base_weights": held} for held in order[order.index(run.params.base_weights) + 1 :])]
+
+
+def _lengths(run: Run) -> list[dict[str, Any]]:
+    """The longest row's length, then what 99 of 100 rows do not exceed; none where the data was not checked."""
+    now = run.training.max_length
+    found: list[dict[str, Any]] = [{}]
+    for length in (run.lengths.longest if run.lengths else 0, run.p99 or 0):
+        if _SHORTEST <= length < now:
+            found.append({"max_length": length})
+            now = length
+    return found
+
+
+def _ranks(run: Run) -> list[dict[str, Any]]:
+    """Half the rank again and again, with alpha in proportion, so that the adapter stays as strong."""
+    found: list[dict[str, Any]] = [{}]
+    rank, alpha = run.rank or 0, getattr(run.params, "alpha", None)
+    while rank % 2 == 0 and rank // 2 >= _LEAST_RANK:
+        rank //= 2
+        scaled = {} if alpha is None else {"alpha": max(1, alpha * rank // (run.rank or 1))}
+        found.append({"r": rank, **scaled})
+    return found
+
+
+def _changed(run: Run, params: dict[str, Any], training: dict[str, Any], hardware: Hardware) -> Run | None:
+    """None where the method refuses, or would lose the faster loop without need."""
+    try:
+        changed = replace(
+            run,
+            params=type(run.params)(**run.params.model_dump() | params),
+            training=run.training.model_copy(update=training),
+        )
+    except ValidationError:
+        return None
+    if run.method.check(changed.params, run.shape, hardware):
+        return None
+    return changed if changed.choice(hardware).loop == run.choice(hardware).loop else None
+
+
+def _rows_at_once(run: Run, batch: tuple[int, int]) -> Run:
+    size, times = batch
+    return replace(run, training=run.training.model_copy(update={"batch_size": size, "gradient_accumulation": times}))
+
+
+def _answer(before: Run, after: Run, hardware: Hardware, needs: Estimate) -> Fitted:
+    return Fitted(
+        training=after.training,
+        params=after.params.model_dump(),
+        changes=tuple(_sentences(before, after)),
+        fits=fits(needs, hardware),
+        needs=needs.total,
+    )
+
+
+def _sentences(before: Run, after: Run) -> Iterator[str]:
+    old, new = before.training, after.training
+    if new.batch_size != old.batch_size:
+        rows = new.batch_size * new.gradient_accumulation
+        yield (
+            f"Micro-batch from {old.batch_size} to {new.batch_size} and Gradient accumulation from "
+            f"{old.gradient_accumulation} to {new.gradient_accumulation}: still {rows:,} rows a step, so it learns the "
+            "same, in more and smaller passes."
+        )
+    if new.recompute != old.recompute:
+        yield "Recompute activations on: it learns the same, about a third slower."
+    held = getattr(after.params, "base_weights", "full")
+    if held != getattr(before.params, "base_weights", "full"):
+        saved = {"8-bit": "8 bits: half of their memory", "4-bit": "4 bits: a quarter of their memory"}[held]
+        yield f"Base weights in {saved}, nearly the same quality, somewhat slower."
+    if new.max_length != old.max_length:
+        cut = before.lengths and new.max_length < before.lengths.longest
+        why = "of 100 rows about one is longer and loses its end" if cut else "the longest row has no more"
+        yield f"Maximum length from {old.max_length:,} to {new.max_length:,} tokens: {why}."
+    if after.rank != before.rank:
+        alpha = getattr(after.params, "alpha", None)
+        also = "" if alpha is None else f", and Alpha to {alpha} with it"
+        yield f"Rank from {before.rank} to {after.rank}{also}: a smaller adapter, which learns a little less."
