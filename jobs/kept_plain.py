@@ -13,8 +13,8 @@ from jobs.kept import FP32, Case, Kept
 _WORKSPACE, _SLACK = 700 << 20, 0.02
 _GRADIENT_HOLES = 0.2  # of a whole model's gradients, between steps: activations do not quite fill their places
 # On a CPU the measured peak is resident memory, and the allocator gives little of what a step freed back.
-_CPU_ACTIVATIONS = 1.53
-_CPU_LOGIT_BYTES = 28
+_CPU_ACTIVATIONS = 1.3
+_CPU_LOGIT_BYTES = 21
 
 
 def kept(case: Case) -> Kept:

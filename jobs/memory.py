@@ -95,7 +95,7 @@ def estimate(
     kept = kept_packed.kept(case) if packed else kept_plain.kept(case)
     narrow = width if packed and width < FP32 else 0  # beside what is trained, and its gradients, stand narrow copies
     gradients = trainable * (FP32 + narrow)
-    if method.trains_base and training.gradient_accumulation == 1 and hardware.device == "cuda":
+    if method.trains_base and training.gradient_accumulation == 1:
         # They grow while activations and logits shrink; the next step's are made after they are gone.
         gradients = max(0, gradients - kept.activations - kept.logits)
     on_cpu = hardware.device == "cpu"

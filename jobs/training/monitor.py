@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +16,7 @@ from jobs.events import Checkpoint as CheckpointEvent
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.failures import LossIsNotANumber
 from jobs.training.loop import Job
+from jobs.training.pace import Pace
 from jobs.training.prompts import FixedPrompts
 from jobs.training.schedule import evaluation_steps
 
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 600.0  # a crash costs at most this much work, however slow the steps
 _LOG_LINES = 1_000  # at most about so many steps are written to the log
+_SAMPLED = 1_000  # rows whose lengths stand for all rows' in what is left
 _MOST_MEASURED = 0.75  # validation rows for each row trained on, to measure them before training
 
 
@@ -63,7 +64,8 @@ class Monitor:
         self._stop = stop
         self._evaluations = evaluation_steps(job.total_steps, job.spec.training.evaluations)
         self._log_every = max(1, job.total_steps // _LOG_LINES)
-        self._step_seconds: deque[float] = deque(maxlen=20)
+        self._pace = Pace()
+        self._row_tokens = _mean_length(job)
         self._pause_seconds = 0.0  # of the latest evaluation
         self._mark = self._saved = time.perf_counter()
 
@@ -144,7 +146,7 @@ class Monitor:
         """Tell what a step brought; nothing else follows from it. Raises LossIsNotANumber."""
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
-        self._step_seconds.append(seconds)
+        self._pace.add(tokens, seconds)
         self.progress = self.progress.model_copy(update={"step": step})
         self.current_step = step
         if not math.isfinite(loss):
@@ -197,8 +199,13 @@ class Monitor:
             )
 
     def _eta(self, step: int) -> float:
-        steps = (self._job.total_steps - step) * sum(self._step_seconds) / len(self._step_seconds)
-        return steps + self._pause_seconds * sum(1 for evaluation in self._evaluations if evaluation > step)
+        job, training = self._job, self._job.spec.training
+        steps = job.total_steps - step
+        an_epoch = math.ceil(len(job.train) / (training.batch_size * training.gradient_accumulation))
+        tokens = steps * len(job.train) / max(1, an_epoch) * self._row_tokens
+        return self._pace.seconds(steps, tokens) + self._pause_seconds * sum(
+            1 for evaluation in self._evaluations if evaluation > step
+        )
 
     def _worth_measuring(self) -> bool:
         """Whether to measure the untrained model: not where reading the validation rows, a third of the work of
@@ -257,3 +264,9 @@ class Monitor:
             self._events.append(Answers(step=self.progress.step, answers=self._prompts.answers()))
         except Exception:  # hours of training are worth more than a look at them
             logger.exception("The fixed prompts could not be answered; training goes on.")
+
+
+def _mean_length(job: Job) -> float:
+    """Tokens of a training row."""
+    rows = job.train[:: max(1, len(job.train) // _SAMPLED)]
+    return sum(map(len, rows)) / max(1, len(rows))

@@ -1,0 +1,52 @@
+"""What is left of a run in seconds, from its latest steps: within a fifth after 20 of them, whatever bounds them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jobs.training.pace import Pace
+
+
+def steps(kind: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, seconds) of steps of three rows of log-normal length, as instruction data have."""
+    draw = np.random.default_rng(seed)
+    tokens = np.exp(draw.normal(6, 0.85, (count, 3))).sum(axis=1)
+    a_step, a_token = {"launches": (0.012, 0.0), "arithmetic": (0.0, 1e-4), "both": (0.05, 5e-5)}[kind]
+    seconds = (a_step + a_token * tokens) * draw.normal(1, 0.05, count)
+    return tokens, seconds
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", ("launches", "arithmetic", "both"))
+def test_after_20_steps_it_is_within_a_fifth(kind: str, seed: int) -> None:
+    tokens, seconds = steps(kind, 400, seed)
+    seconds[0] += 30  # compiles
+    seconds[7] += 1  # records a new size
+    pace = Pace()
+    for count, took in zip(tokens[:20], seconds[:20], strict=True):
+        pace.add(int(count), took)
+    found = pace.seconds(380, 380 * tokens.mean())  # of the rows to come only the mean is known
+    assert found == pytest.approx(seconds[20:].sum(), rel=0.2)
+
+
+def test_steps_alike_take_what_they_took() -> None:
+    pace = Pace()
+    for _ in range(3):
+        pace.add(100, 2.0)
+    assert pace.seconds(5, 500) == pytest.approx(10.0)
+    assert pace.seconds(0, 0) == 0.0
+
+
+def test_one_step_is_enough_to_say_something() -> None:
+    pace = Pace()
+    pace.add(0, 1.5)
+    assert pace.seconds(10, 0) == pytest.approx(15.0)
+
+
+def test_longer_rows_to_come_take_longer() -> None:
+    pace = Pace()
+    for tokens in (100, 200, 300, 400):
+        pace.add(tokens, 0.1 + tokens / 1000)
+    assert pace.seconds(10, 10 * 800) == pytest.approx(9.0)
+    assert pace.seconds(10, 10 * 100) == pytest.approx(2.0)
