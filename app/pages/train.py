@@ -52,17 +52,18 @@ def build(service: Service) -> None:
     # runs once more afterwards, a check runs beside the one before it, which then ends.
     again: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
     beside: dict[str, Any] = {**quiet, "trigger_mode": "multiple"}
-    planned = [w.summary, w.words, w.start, w.marks, w.cards]
+    planned = [w.summary, w.fit, w.fitted, w.undo, w.words, w.start, w.marks, w.cards]
+    sees = [w.fitting, *w.inputs]
     seen = [w.checked, w.training_rows, w.suggested]
     keep, keep_address = (KEEP.replace("@version", w.version).replace("@address", said) for said in ("false", "true"))
 
     def follow(event: Any, *, data_too: bool) -> None:
         """After a choice: the summary at once, and once more when the data has been checked."""
-        event.then(plan, w.inputs, planned, **again)
+        event.then(plan, sees, planned, **again)
         if data_too:
             checked = event.then(check, w.inputs, seen, **beside)
             checked.then(**w.fill)
-            checked.then(plan, w.inputs, planned, **again)
+            checked.then(plan, sees, planned, **again)
 
     def choice(event: Any, callback: Any, outputs: list[Any], *, data_too: bool, more: tuple[Any, ...] = ()) -> None:
         made = event(told(callback), [*w.choices, *more], [*outputs, w.words], **again)
@@ -89,7 +90,7 @@ def build(service: Service) -> None:
 
     method_widgets, task_widgets = w.method_forms.components, w.task_forms.components
     settings = [*w.training.components, *method_widgets, *task_widgets]
-    gr.on([_touched(widget) for widget in settings], plan, w.inputs, planned, **again)
+    gr.on([_touched(widget) for widget in settings], plan, sees, planned, **again)
     gr.on(
         [_touched(widget) for widget in method_widgets], told(choosing.layers), w.inputs, [w.layers, w.words], **again
     )
@@ -97,7 +98,10 @@ def build(service: Service) -> None:
     rechecks = [_touched(widget) for widget in [w.training["max_length"], *task_widgets]]
     rechecked = gr.on(rechecks, check, w.inputs, seen, **beside)
     rechecked.then(**w.fill)
-    rechecked.then(plan, w.inputs, planned, **again)
+    rechecked.then(plan, sees, planned, **again)
+    on_fit = [*w.training.components, *w.method_forms.outputs, w.fitting, w.words]
+    for button, change in ((w.fit, starting.fit), (w.undo, starting.undo)):
+        follow(button.click(told(change), sees, on_fit, **again), data_too=True)
     w.start.click(told(starting.start), w.inputs, [w.words, w.start, w.started], trigger_mode="once", **quiet).then(
         None, w.started, None, js=OPEN_RUN
     )

@@ -10,6 +10,7 @@ import gradio as gr
 from app.callbacks import Latest, Shown
 from app.components import note_html, progress_html
 from app.drafts import Checks, Settings, Starts, example_prompts, usable_length
+from app.train.fitting import Fitting
 from app.train.marks import marks_html
 from app.train.summary import check_line_html, instead_html, summary_html, words_html
 from app.train.widgets import Widgets
@@ -29,11 +30,13 @@ class Starting:
         self._service = service
         self._widgets = widgets
         self._checks, self._starts = Checks(service), Starts()
+        self._fitting = Fitting(service, widgets, self._checks)
+        self.fit, self.undo = self._fitting.fit, self._fitting.undo
         self._latest_check, self._latest_plan = Latest(), Latest()
 
-    def plan(self, request: gr.Request, *values: Any) -> Shown:
+    def plan(self, request: gr.Request, fitting: str | None, *values: Any) -> Shown:
         """What will happen and what each method costs, from the newest data check where there is one; of plans side
-        by side the newest's."""
+        by side the newest's. `fitting`: what was fitted last."""
         service, w = self._service, self._widgets
         newest = self._latest_plan.begin(request)
         now = w.settings(values)
@@ -47,6 +50,7 @@ class Starting:
                 return {}
             return {
                 w.summary: "",
+                **self._fitting.show(fitting, now, done=None),
                 w.words: note_html(" ".join(error.problems)) + self._instead(now),
                 w.start: gr.Button("Start training"),
                 w.marks: "",
@@ -58,6 +62,7 @@ class Starting:
         learns = summary_html(done, model, data.name, w.methods[draft.method].label)
         return {
             w.summary: learns,
+            **self._fitting.show(fitting, now, done),
             w.words: words_html(done),
             w.start: gr.Button(label),
             w.marks: marks_html(done.problems, w.titles(draft.method, draft.task)),

@@ -34,8 +34,9 @@ def summary_html(plan: Plan, model: BaseModelView, dataset: str, method: str) ->
         f"<div><dt>{label}</dt><dd><strong>{count_text(value)}</strong> {escape(unit)}</dd></div>"
         for label, value, unit in sums
     )
+    loop = f'<p class="hint loop">{escape(plan.loop.why)}</p>' if plan.loop else ""
     who = f"<strong>{escape(model.name)}</strong> learns <strong>{escape(dataset)}</strong> with {escape(method)}"
-    return f'<p class="who-learns">{who}</p><dl class="sums">{rows}</dl>{memory_html(plan)}'
+    return f'<p class="who-learns">{who}</p><dl class="sums">{rows}</dl>{loop}{memory_html(plan)}'
 
 
 def memory_html(plan: Plan) -> str:

@@ -1,0 +1,99 @@
+"""Fit it for me: the button that turns the settings into ones that fit, what it says it changed, and its undoing.
+
+What was fitted last stands in a hidden box of the page, as JSON: the settings after, those before where anything
+was changed, and the words. The words stay in sight for as long as the settings are those.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import gradio as gr
+from pydantic import ValidationError
+
+from app.callbacks import Shown
+from app.components import bytes_text, escape, note_html
+from app.drafts import Checks, Settings
+from app.train.widgets import Widgets
+from jobs.service import Service
+from jobs.service.planning import Plan
+from jobs.spec import TrainingParams
+
+
+class Fitting:
+    """Callbacks of the two buttons; each takes `Widgets.fitting` and the values of `Widgets.inputs`."""
+
+    def __init__(self, service: Service, widgets: Widgets, checks: Checks) -> None:
+        self._service = service
+        self._widgets = widgets
+        self._checks = checks
+
+    def fit(self, fitting: str | None, *values: Any) -> Shown:
+        """The settings that fit, and what was changed."""
+        w = self._widgets
+        now = w.settings(values)
+        draft = now.draft
+        after, found = self._service.planning.fit(draft, self._checks.get(draft))
+        if not found.changes:
+            words = ["It fits as it is."] if found.fits else [_nothing_helps(found.needs)]
+            said = {"method": now.method, "after": [now.training, now.method_params], "words": words}
+            return {w.fitting: json.dumps(said)}
+        said = {
+            "method": now.method,
+            "before": [now.training, now.method_params],
+            "after": [after.training, after.method_params],
+            "words": found.changes,
+        }
+        return {**self._show(now.method, after.training, after.method_params), w.fitting: json.dumps(said)}
+
+    def undo(self, fitting: str | None, *values: Any) -> Shown:
+        """The settings as they were before."""
+        kept = json.loads(fitting or "null")
+        now = self._widgets.settings(values)
+        if not kept or "before" not in kept or kept["method"] != now.method:
+            return {}
+        training, params = kept["before"]
+        return {**self._show(now.method, training, params), self._widgets.fitting: ""}
+
+    def show(self, fitting: str | None, now: Settings, done: Plan | None) -> Shown:
+        """The buttons and the words, beside a plan of these settings."""
+        w = self._widgets
+        kept = json.loads(fitting or "null")
+        as_fitted = bool(kept) and kept["method"] == now.method and self._alike(kept["after"], now)
+        can = done is not None and done.fits is False and not done.problems
+        return {
+            w.fit: gr.Button(visible=can),
+            w.fitted: _said_html(kept) if as_fitted else "",
+            w.undo: gr.Button(visible=as_fitted and "before" in kept),
+        }
+
+    def _show(self, method: str, training: dict[str, Any], params: dict[str, Any]) -> Shown:
+        w = self._widgets
+        return {**w.show_training(training), **w.method_forms.show(method, params, fresh=True)}
+
+    def _alike(self, after: list[dict[str, Any]], now: Settings) -> bool:
+        """Whether the page still holds what was fitted: a form gives whole numbers and text in its own way."""
+        kind = type(self._widgets.methods[now.method]).Params
+        try:
+            return (TrainingParams(**after[0]), kind(**after[1])) == (
+                TrainingParams(**now.training),
+                kind(**now.method_params),
+            )
+        except ValidationError:
+            return False
+
+
+def _nothing_helps(least: int) -> str:
+    return (
+        f"No setting makes this fit: it needs {bytes_text(least)} at the least. Choose a smaller base model, or "
+        "another method."
+    )
+
+
+def _said_html(kept: dict[str, Any]) -> str:
+    """What was changed, one a line; or why nothing was."""
+    if "before" not in kept:
+        return note_html(" ".join(kept["words"]), "warn")
+    lines = "".join(f"<li>{escape(change)}</li>" for change in kept["words"])
+    return f'<div class="note good fitted"><p>Changed so that it fits:</p><ul>{lines}</ul></div>'
