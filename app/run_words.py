@@ -115,11 +115,20 @@ def facts(run: RunView) -> Pairs:
     if run.predicted_memory:
         found.append(("Predicted peak memory", bytes_text(run.predicted_memory)))
     if run.peak_memory and run.state.ended:
-        found.append(("Measured peak memory", bytes_text(run.peak_memory)))
+        found.append(("Measured peak memory", measured_text(run.peak_memory, run.predicted_memory)))
     if run.packages:
         found.append(("Versions", ", ".join(f"{name} {version}" for name, version in run.packages.items())))
     found.append(("Queued", f"{run.created_at:%Y-%m-%d %H:%M:%S} UTC"))
     return found
+
+
+def measured_text(measured: int, predicted: int | None) -> str:
+    """The peak, and how far off the prediction was."""
+    if not predicted:
+        return bytes_text(measured)
+    off = round(100 * (predicted / measured - 1))
+    said = "as predicted" if off == 0 else f"{abs(off)} % {'less' if off > 0 else 'more'} than predicted"
+    return f"{bytes_text(measured)}, {said}"
 
 
 def _hardware_text(hardware: dict[str, Any]) -> str:

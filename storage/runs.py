@@ -217,6 +217,19 @@ def metrics_after(session: Session, run_id: int, after_id: int, limit: int) -> S
     ).all()
 
 
+def ended_of(session: Session, base_model_id: int, limit: int = 50) -> Sequence[Run]:
+    """The newest ended runs of one base model that took a step."""
+    wanted = select(Run).where(Run.base_model_id == base_model_id, Run.state.in_(ENDED), Run.step > 0)
+    return session.scalars(wanted.order_by(Run.id.desc()).limit(limit)).all()
+
+
+def metric(session: Session, run_id: int, name: str, limit: int = 1_000) -> list[tuple[float, float]]:
+    """(value, time) of a run's latest rows of one series, in the order they were written."""
+    wanted = select(Metric.value, Metric.time).where(Metric.run_id == run_id, Metric.name == name)
+    found = session.execute(wanted.order_by(Metric.id.desc()).limit(limit)).all()
+    return [(value, time) for value, time in reversed(found)]
+
+
 def all_metrics(session: Session, run_id: int) -> tuple[list[str], Iterator[tuple[int, int, float]]]:
     """The names of a run's series, and every row as (place of its name, step, value) in the order of writing.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from app.run_words import measured_text
+from jobs.pace import Earlier, alike, predicted_seconds, tokens_seen
 from jobs.training.pace import Pace
 
 
@@ -50,3 +52,41 @@ def test_longer_rows_to_come_take_longer() -> None:
         pace.add(tokens, 0.1 + tokens / 1000)
     assert pace.seconds(10, 10 * 800) == pytest.approx(9.0)
     assert pace.seconds(10, 10 * 100) == pytest.approx(2.0)
+
+
+def earlier(seconds_a_step: float, steps: int = 20, besides: float = 30.0) -> Earlier:
+    times = np.arange(steps) * seconds_a_step
+    times[steps // 2 :] += besides / 2  # an evaluation between two steps
+    return Earlier(
+        times=tuple(times.tolist()),
+        rates=(100 / seconds_a_step,) * steps,
+        seconds=steps * seconds_a_step + besides,
+    )
+
+
+def test_an_earlier_run_tells_its_rate_and_what_it_took_besides_its_steps() -> None:
+    assert predicted_seconds(earlier(2.0), 5_000) == pytest.approx(5_000 / 50 + 30)
+
+
+def test_a_run_of_a_few_steps_tells_nothing() -> None:
+    assert predicted_seconds(earlier(2.0, steps=4), 5_000) is None
+
+
+def test_the_first_difference_decides_how_alike_two_runs_are() -> None:
+    assert alike(("full", True, 4), ("full", True, 4)) == 3
+    assert alike(("full", True, 4), ("full", False, 4)) == 1
+    assert alike(("full", True, 4), ("4-bit", True, 4)) == 0
+
+
+def test_a_run_sees_its_rows_as_often_as_its_epochs_or_its_steps_say() -> None:
+    assert tokens_seen(90, 9, rows_a_step=20, epochs=2, tokens_a_row=10) == 1_800
+    assert tokens_seen(90, 3, rows_a_step=20, epochs=2, tokens_a_row=10) == 600
+
+
+@pytest.mark.parametrize(
+    ("predicted", "said"),
+    [(4_000_000_000, "4.0 GB, as predicted"), (5_000_000_000, "25 % less"), (3_000_000_000, "25 % more")],
+)
+def test_the_run_page_says_how_far_off_the_predicted_peak_was(predicted: int, said: str) -> None:
+    assert said in measured_text(4_000_000_000, predicted)
+    assert "predicted" not in measured_text(4_000_000_000, None)

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import UserError
+from jobs.hardware import this_machine
 from jobs.service import Service
 from jobs.service.datasets import BadRow, DatasetView, Preflight
 from jobs.service.planning import Draft
 from jobs.spec import TrainingParams
+from storage.db import write
 from storage.files import Home
+from storage.states import RunState
+from storage.tables import Metric, Run
 from tests import tiny
 
 
@@ -153,3 +157,73 @@ def test_an_encoder_is_refused_for_a_chat_in_words(service: Service, draft: Draf
     base = service.models.add_folder(tiny.build_bert(tmp_path / "bert"))
     plan = service.planning.plan(draft.model_copy(update={"base_model_id": base.id}))
     assert any("it reads texts and writes none" in problem for problem in plan.problems)
+
+
+def ended_run(service: Service, draft: Draft, *, seconds_a_step: float, **hardware: object) -> int:
+    """A run of these settings that took 30 steps of 100 tokens and 12 seconds besides; its id."""
+    spec = service.planning.plan(draft).spec
+    assert spec
+    found = {"name": this_machine().name, "loop": "packed", **hardware}
+    with write(service.engine) as session:
+        run = Run(
+            name="earlier",
+            base_model_id=draft.base_model_id,
+            dataset_id=draft.dataset_id,
+            spec=spec.model_dump(mode="json"),
+            state=RunState.COMPLETED,
+            step=30,
+            hardware=found,
+            trained_seconds=30 * seconds_a_step + 12,
+        )
+        session.add(run)
+        session.flush()
+        for step in range(1, 31):
+            session.add(
+                Metric(
+                    run_id=run.id,
+                    step=step,
+                    name="tokens_per_second",
+                    value=100 / seconds_a_step,
+                    time=1e9 + step * seconds_a_step,
+                )
+            )
+        return run.id
+
+
+def test_the_time_comes_from_the_most_alike_of_the_earlier_runs_here(service: Service, draft: Draft) -> None:
+    check = preflight(rows=20, good_rows=20, tokens=2_000, longest=100)
+    assert service.planning.plan(draft, check).seconds is None, "nothing is known yet"
+    ended_run(service, draft, seconds_a_step=9.0, name="another machine")
+    ended_run(service, draft, seconds_a_step=9.0, loop="plain")
+    assert service.planning.plan(draft, check).seconds is None, "nothing like it is known"
+    ended_run(service, draft, seconds_a_step=2.0)
+    ended_run(service, changed(draft, recompute=True), seconds_a_step=4.0)
+    plan = service.planning.plan(draft, check)
+    # 18 rows three times, of 100 tokens each, at 50 tokens a second.
+    assert plan.seconds == pytest.approx(18 * 3 * 100 / 50 + 12)
+    slower = service.planning.plan(changed(draft, recompute=True), check).seconds
+    assert slower == pytest.approx(18 * 3 * 100 / 25 + 12)
+    assert service.planning.plan(draft).seconds is None, "rows that nobody has counted take nobody knows how long"
+
+
+def test_the_plan_says_which_loop_will_train_and_estimates_that_one(service: Service, draft: Draft) -> None:
+    packed, plain = service.planning.plan(draft), service.planning.plan(changed(draft, loop="plain"))
+    assert packed.loop and plain.loop and packed.estimate and plain.estimate
+    assert (packed.loop.loop, plain.loop.loop) == ("packed", "plain")
+    assert packed.estimate.total < plain.estimate.total
+
+
+def test_a_draft_is_fitted_by_its_checked_rows(service: Service, draft: Draft, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = changed(draft, batch_size=64, max_length=512)
+    check = preflight(rows=20, good_rows=20, tokens=9_000, longest=500, p99=480, spread=20.0)
+    plan = service.planning.plan(wide, check)
+    assert plan.estimate and plan.fits
+    short = this_machine().model_copy(update={"memory_free": plan.estimate.total - (4 << 20)})
+    monkeypatch.setattr("jobs.service.planning.this_machine", lambda: short)
+    assert service.planning.plan(wide, check).fits is False
+    fitted, found = service.planning.fit(wide, check)
+    assert found.fits and found.changes
+    assert service.planning.plan(fitted, check).fits
+    assert service.planning.plan(fitted, check).problems == ()
+    with pytest.raises(UserError, match="Micro-batch"):
+        service.planning.fit(changed(draft, batch_size=0))

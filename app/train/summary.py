@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from app.components import bytes_text, count_text, escape, note_html, problems_html
+from app.components import bytes_text, count_text, duration_text, escape, note_html, problems_html
 from app.preflight import notes_html
 from app.train.methods import percent_text
 from jobs.memory import LABELS, Estimate
@@ -34,6 +34,9 @@ def summary_html(plan: Plan, model: BaseModelView, dataset: str, method: str) ->
         f"<div><dt>{label}</dt><dd><strong>{count_text(value)}</strong> {escape(unit)}</dd></div>"
         for label, value, unit in sums
     )
+    if plan.seconds is not None:
+        told = "as an earlier run on this machine tells"
+        rows += f'<div title="{told}"><dt>In about</dt><dd><strong>{duration_text(plan.seconds)}</strong></dd></div>'
     loop = f'<p class="hint loop">{escape(plan.loop.why)}</p>' if plan.loop else ""
     who = f"<strong>{escape(model.name)}</strong> learns <strong>{escape(dataset)}</strong> with {escape(method)}"
     return f'<p class="who-learns">{who}</p><dl class="sums">{rows}</dl>{loop}{memory_html(plan)}'

@@ -24,6 +24,7 @@ class Service:
         from jobs.service.examples import Examples
         from jobs.service.mending import Mending
         from jobs.service.models import Models
+        from jobs.service.paces import Paces
         from jobs.service.planning import Planning
         from jobs.service.playground import Playground
         from jobs.service.predictions import Predictions
@@ -37,7 +38,7 @@ class Service:
         self.preparation = Preparation(self.models)
         self.datasets = Datasets(home, self.engine, self.models)
         self.mending = Mending(self.engine, self.datasets)
-        self.planning = Planning(self.models, self.datasets)
+        self.planning = Planning(self.models, self.datasets, Paces(self.engine))
         slot = Slot(home.logs / "engine.txt")
         self.playground = Playground(self.engine, self.models, slot)
         self.predictions = Predictions(self.models, slot)

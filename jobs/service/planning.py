@@ -16,6 +16,7 @@ from jobs.kept import Lengths
 from jobs.loops import Choice
 from jobs.memory import Estimate, fits
 from jobs.methods import method as find_method
+from jobs.pace import tokens_seen
 from jobs.presets import preset as find_preset
 from jobs.service.checking import Parts, does_not_fit, notes_together, problems_together, row_problems
 from jobs.service.choices import (
@@ -29,6 +30,7 @@ from jobs.service.choices import (
 )
 from jobs.service.datasets import Datasets, Preflight
 from jobs.service.models import BaseModelView, Models
+from jobs.service.paces import Paces
 from jobs.shape import ModelShape
 from jobs.spec import DatasetRef, RunSpec, TrainingParams
 from jobs.tasks import task as find_task
@@ -68,12 +70,14 @@ class Plan(Frozen):
     train_rows: int | None
     validation_rows: int | None
     steps: int | None
+    seconds: float | None  # the whole run's, where an earlier one on this machine tells
 
 
 class Planning:
-    def __init__(self, models: Models, datasets: Datasets) -> None:
+    def __init__(self, models: Models, datasets: Datasets, paces: Paces) -> None:
         self._models = models
         self._datasets = datasets
+        self._paces = paces
 
     def tasks(self, dataset_id: int, base_model_id: int | None) -> tuple[TaskChoice, ...]:
         """The tasks that the dataset's shape allows; those that the model cannot learn say why."""
@@ -213,6 +217,22 @@ class Planning:
                 prompts=tuple(prompt.strip() for prompt in draft.prompts if prompt.strip()),
                 predicted_memory=needs.total if needs else None,
             )
+        seconds = None
+        if run and loop and check and check.good_rows and train_rows and steps and base:
+            training = run.training
+            tokens = tokens_seen(
+                train_rows,
+                steps,
+                training.batch_size * training.gradient_accumulation,
+                training.epochs,
+                check.tokens / check.good_rows,
+            )
+            settings = {
+                "task": draft.task,
+                "training": training.model_dump(),
+                "method_params": run.params.model_dump(),
+            }
+            seconds = self._paces.seconds(base.id, loop.loop, hardware, draft.method, settings, tokens)
         return Plan(
             spec=spec,
             problems=tuple(problems),
@@ -227,6 +247,7 @@ class Planning:
             train_rows=train_rows,
             validation_rows=validation_rows,
             steps=steps,
+            seconds=seconds,
         )
 
     def fit(self, draft: Draft, check: Preflight | None = None) -> tuple[Draft, Fitted]:

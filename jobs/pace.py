@@ -1,0 +1,57 @@
+"""Seconds that a run will take, from an earlier one of the same kind on this machine: its tokens a second, and what it
+took besides its steps."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from jobs.frozen import Frozen
+
+_LEAST = 5  # steps that an earlier run must have taken to say anything
+_ODD = 4.0  # times the usual seconds: evaluations, checkpoints, compiling
+
+
+class Earlier(Frozen):
+    """An earlier run: after each step its time (seconds since the epoch) and the rate that was told (tokens a second),
+    and the seconds of the whole run."""
+
+    times: tuple[float, ...]
+    rates: tuple[float, ...]
+    seconds: float
+
+
+def predicted_seconds(earlier: Earlier, tokens: float) -> float | None:
+    """How long a run over so many tokens takes; None where the earlier one took too few steps.
+
+    What it took besides its steps (loading, evaluating, saving) is taken to come again.
+    """
+    steps = [
+        (after - before, rate)
+        for before, after, rate in zip(earlier.times, earlier.times[1:], earlier.rates[1:], strict=False)
+        if after > before
+    ]
+    if len(steps) < _LEAST:
+        return None
+    usual = statistics.median(seconds for seconds, _ in steps)
+    known = [(seconds, rate) for seconds, rate in steps if seconds <= _ODD * usual]
+    spent = sum(seconds for seconds, _ in known)
+    rate = sum(seconds * rate for seconds, rate in known) / spent
+    besides = max(0.0, earlier.seconds - len(earlier.times) * spent / len(known))
+    return tokens / rate + besides if rate > 0 else None
+
+
+def tokens_seen(train_rows: int, steps: int, rows_a_step: int, epochs: float, tokens_a_row: float) -> float:
+    """Of a whole run, padding left out."""
+    return min(steps * rows_a_step, train_rows * epochs) * tokens_a_row
+
+
+def alike(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many of the things that decide a run's speed two runs have in common, the weightiest first; the rest after
+    the first difference does not count."""
+    same = 0
+    for ours, theirs in zip(one, other, strict=True):
+        if ours != theirs:
+            break
+        same += 1
+    return same

@@ -1,0 +1,60 @@
+"""How long a run will take, before Start: from the catalog's earlier runs of the same model in the same loop here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Engine
+
+from jobs.hardware import Hardware
+from jobs.pace import Earlier, alike, predicted_seconds
+from storage import runs as rows
+from storage.db import read
+
+
+class Paces:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._known: dict[tuple[int, int], Earlier] = {}  # by run and attempt: what has ended stays as it is
+
+    def seconds(
+        self, base_model_id: int, loop: str, hardware: Hardware, method: str, settings: dict[str, Any], tokens: float
+    ) -> float | None:
+        """Of a run over so many tokens; None where no earlier one is like it. `settings`: as RunSpec holds them, by
+        which the most alike of several is found."""
+        with read(self._engine) as session:
+            found = [
+                run
+                for run in rows.ended_of(session, base_model_id)
+                if run.hardware
+                and run.hardware.get("loop") == loop
+                and run.hardware.get("name") == hardware.name
+                and run.spec["method"] == method
+            ]
+            wanted = _kind(settings)
+            for run in sorted(found, key=lambda each: (alike(wanted, _kind(each.spec)), each.id), reverse=True):
+                key = (run.id, run.attempt)
+                if key not in self._known:
+                    told = rows.metric(session, run.id, "tokens_per_second")
+                    self._known[key] = Earlier(
+                        times=tuple(time for _, time in told),
+                        rates=tuple(rate for rate, _ in told),
+                        seconds=run.trained_seconds,
+                    )
+                seconds = predicted_seconds(self._known[key], tokens)
+                if seconds is not None:
+                    return seconds
+        return None
+
+
+def _kind(spec: dict[str, Any]) -> tuple[object, ...]:
+    """What decides a run's speed, the weightiest first."""
+    training, params = spec["training"], spec["method_params"]
+    return (
+        params.get("base_weights", "full"),
+        training.get("recompute", False),
+        training.get("batch_size"),
+        training.get("max_length"),
+        params.get("targets"),
+        spec["task"],
+    )
