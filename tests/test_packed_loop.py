@@ -233,6 +233,7 @@ def test_the_kinds_of_lora_run_the_same(method: str, tmp_path: Path, tiny_llama:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_on_the_starter_the_curves_of_200_steps_lie_on_each_other(tmp_path: Path, starter: Path) -> None:
     settings = {"max_steps": 200, "epochs": 100, "learning_rate": 1e-3, "early_stop": 0, "evaluations": 2}
     runs = [
