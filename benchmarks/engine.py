@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.memory import SHAPES, build_model
+from benchmarks.loops import SHAPES, make_model
 from jobs.inference.engine import Engine
 from jobs.inference.load import load, use_all_cores
 from jobs.inference.protocol import Row
@@ -111,7 +111,7 @@ def main() -> None:
     arguments = parser.parse_args()
     use_all_cores()
     with tempfile.TemporaryDirectory() as scratch:
-        base = arguments.model or build_model(arguments.shape, Path(scratch) / arguments.shape)
+        base = arguments.model or _with_chat(make_model(arguments.shape, Path(scratch)))
         adapters = [write_adapter(base, Path(scratch) / str(seed), seed) for seed in (1, 2, 3)]
         started = time.perf_counter()
         engine = Engine(load(str(base), None, base.name, torch.float32 if arguments.float32 else None))
@@ -145,6 +145,14 @@ def main() -> None:
     out = arguments.out or RESULTS / f"engine-{engine.loaded.device.type}.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _with_chat(model: Path) -> Path:
+    """The model with a tokenizer that has a chat template, the tests' small one."""
+    from tests.tiny import build_tokenizer
+
+    build_tokenizer().save_pretrained(model)
+    return model
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ WORDS = 32_000  # the tokenizer knows so many, one token each
 # hidden, layers, heads, key-value heads, head size, inner, vocabulary, tied
 SHAPES: dict[str, tuple[int, int, int, int, int, int, int, bool]] = {
     "30m": (384, 6, 6, 2, 64, 1024, 32_000, True),
+    "135m": (576, 30, 9, 3, 64, 1536, 49_152, True),
     "llama1b": (2048, 16, 32, 8, 64, 8192, 128_256, True),
     "llama3b": (3072, 28, 24, 8, 128, 8192, 128_256, True),
     "llama8b": (4096, 32, 32, 8, 128, 14336, 128_256, False),

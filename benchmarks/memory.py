@@ -1,10 +1,12 @@
 """Predicted against measured peak memory: real training children on random weights of known shapes.
 
-    python -m benchmarks.memory                       # small shapes, for a CPU
-    python -m benchmarks.memory --shapes 1b 3b        # for a GPU
+    python -m benchmarks.memory                                  # small shapes, for a CPU
+    python -m benchmarks.memory --grid gpu --seconds 450         # 27 settings from 1 to 8 billion parameters, for a GPU
+    python -m benchmarks.memory --shapes llama1b --methods lora qlora
 
 Each setting is a whole run (jobs.training.child in its own process) of a few steps on rows of exactly the maximum
-length, so that the peak is reached. Prints a table and writes benchmarks/results/memory-<device>.json.
+length, so that the peak is reached, or, where it says so, on documents of log-normal length. Prints a table and writes
+benchmarks/results/memory-<device>.json after every run.
 """
 
 from __future__ import annotations
@@ -12,16 +14,23 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import random
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from benchmarks.loops import SHAPES, WORDS, documents, make_model
 from jobs.data.columns import Mapping, Shape
 from jobs.data.readers import Row
 from jobs.data.store import RowWriter
 from jobs.hardware import this_machine
+from jobs.kept import Lengths
 from jobs.loops import choose
 from jobs.memory import estimate
 from jobs.methods import method
@@ -33,133 +42,213 @@ from jobs.spec import BaseModelRef, DatasetRef, RunSpec, TrainingParams
 from jobs.tasks import task
 
 RESULTS = Path(__file__).parent / "results"
-# Llama shapes: hidden, intermediate, layers, heads, key-value heads, vocabulary, tied head.
-SHAPES = {
-    "30m": (384, 1024, 8, 6, 2, 16_000, True),
-    "135m": (576, 1536, 30, 9, 3, 49_152, True),
-    "1b": (2048, 8192, 16, 32, 8, 128_256, True),
-    "3b": (3072, 8192, 28, 24, 8, 128_256, True),
-    "8b": (4096, 14336, 32, 32, 8, 128_256, False),
-}
-STEPS = 3
+STEPS, VARIED_STEPS = 3, 12
+_SPARES = 3  # children that do their imports while others train
+
+
+@dataclass(frozen=True)
+class Setting:
+    shape: str
+    method: str
+    batch: int
+    length: int
+    recompute: bool = False
+    varied: bool = False  # documents of log-normal length, up to `length`
+    loop: str = "auto"
+
+    @property
+    def words(self) -> str:
+        more = [word for word, said in (("recompute", self.recompute), ("varied", self.varied)) if said]
+        more += [self.loop] if self.loop != "auto" else []
+        return f"{self.shape:>8} {self.method:>15} {self.batch:>3} x {self.length:<5} {' '.join(more):<17}"
+
+
+# By shape, so that a model is read from the page cache; the dearest to read last.
+GPU_GRID = (
+    Setting("llama1b", "lora", 1, 512),
+    Setting("llama1b", "lora", 8, 512),
+    Setting("llama1b", "lora", 8, 2048),
+    Setting("llama1b", "lora", 34, 2048, varied=True),
+    Setting("llama1b", "lora", 3, 512, varied=True),
+    Setting("llama1b", "lora", 4, 8192, recompute=True),
+    Setting("llama1b", "qlora", 8, 1024),
+    Setting("llama1b", "qlora", 16, 2048, recompute=True),
+    Setting("llama1b", "dora", 4, 1024),
+    Setting("llama1b", "dora", 4, 4096, recompute=True),
+    Setting("llama1b", "full", 2, 512),
+    Setting("llama1b", "full", 4, 2048, recompute=True),
+    Setting("llama1b", "lora", 8, 512, loop="plain"),
+    Setting("llama1b", "lora", 4, 4096, recompute=True, loop="plain"),
+    Setting("llama3b", "lora", 4, 512),
+    Setting("llama3b", "lora", 4, 2048),
+    Setting("llama3b", "lora", 2, 8192, recompute=True),
+    Setting("llama3b", "qlora", 4, 1024),
+    Setting("llama3b", "dora", 2, 1024),
+    Setting("llama3b", "lora", 17, 2048, varied=True),
+    Setting("llama8b", "lora", 1, 512),
+    Setting("llama8b", "lora", 4, 2048),
+    Setting("llama8b", "lora", 1, 8192, recompute=True),
+    Setting("llama8b", "lora", 17, 2048, varied=True),
+    Setting("llama8b", "qlora", 4, 512),
+    Setting("llama8b", "qlora", 4, 2048, recompute=True),
+    Setting("llama8b", "dora", 2, 2048, recompute=True),
+)
+
+
+class Children:
+    """Trainers that have done their imports, or are at it."""
+
+    def __init__(self, spares: int) -> None:
+        self._spares = [self._start() for _ in range(spares)]
+
+    def run(self, folder: Path) -> None:
+        """Train what is in the run directory `folder`."""
+        child = self._spares.pop(0)
+        self._spares.append(self._start())
+        assert child.stdin and child.stdout
+        child.stdout.readline()
+        child.stdin.write(json.dumps({"directory": str(folder)}).encode() + b"\n")
+        child.stdin.close()
+        child.wait()
+
+    def close(self) -> None:
+        for child in self._spares:
+            child.kill()
+            child.wait()
+
+    @staticmethod
+    def _start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs.training.child", "--wait"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=child_environment(),
+            cwd=Path(__file__).parent.parent,
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", choices=("gpu",), help="instead of the settings below")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["30m", "135m"])
     parser.add_argument("--methods", nargs="+", default=["lora", "qlora"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[256, 512])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--recompute", nargs="+", type=int, choices=(0, 1), default=[0, 1])
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further run after so many")
+    parser.add_argument("--models", type=Path, help="where models are kept from one call to the next")
     parser.add_argument("--out", type=Path, help="where to write the JSON")
-    arguments = parser.parse_args()
-    results = []
+    options = parser.parse_args()
+    began = time.monotonic()
+    hardware = this_machine()
+    out = options.out or RESULTS / f"memory-{hardware.device}.json"
+    out.parent.mkdir(exist_ok=True)
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for shape in arguments.shapes:
-            model = build_model(shape, Path(scratch) / shape)
-            grid = itertools.product(arguments.methods, arguments.lengths, arguments.batches, arguments.recompute)
-            for number, (name, length, batch, recompute) in enumerate(grid):
-                folder = Path(scratch) / f"run-{shape}-{number}"
-                training = TrainingParams(
-                    max_steps=STEPS,
-                    batch_size=batch,
-                    max_length=length,
-                    recompute=bool(recompute),
-                    validation_percent=0,
-                    evaluations=1,
-                )
-                results.append({"shape": shape, "method": name, **measure(model, folder, name, training)})
-                print(line(results[-1]), flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    out = arguments.out or RESULTS / f"memory-{this_machine().device}.json"
-    out.write_text(json.dumps({"machine": this_machine().name, "results": results}, indent=1) + "\n")
+        children = Children(_SPARES if hardware.device == "cuda" else 1)
+        try:
+            for setting in GPU_GRID if options.grid else settings(options):
+                if time.monotonic() - began > options.seconds:
+                    print(f"{setting.words}  not begun: the time is up")
+                    continue
+                model = make_model(setting.shape, options.models or Path(scratch))
+                folder = Path(scratch) / "run"
+                results.append({**asdict(setting), **measure(children, model, folder, setting)})
+                shutil.rmtree(folder)
+                print(line(setting, results[-1]), flush=True)
+                out.write_text(json.dumps({"machine": hardware.name, "results": results}, indent=1) + "\n")
+        finally:
+            children.close()
+    print(summary(results))
 
 
-def build_model(name: str, folder: Path) -> Path:
-    """Random weights in the shape's sizes, with the tests' small tokenizer; bf16 on disk."""
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    from tests.tiny import build_tokenizer
-
-    hidden, intermediate, layers, heads, kv_heads, vocabulary, tied = SHAPES[name]
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=vocabulary,
-        tie_word_embeddings=tied,
-        max_position_embeddings=8192,
-    )
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
-    return folder
+def settings(options: argparse.Namespace) -> Iterator[Setting]:
+    grid = itertools.product(options.shapes, options.methods, options.lengths, options.batches, options.recompute)
+    for shape, name, length, batch, recompute in grid:
+        yield Setting(shape, name, batch, length, bool(recompute))
 
 
-def measure(model: Path, folder: Path, method_name: str, training: TrainingParams) -> dict:
+def measure(children: Children, model: Path, folder: Path, setting: Setting) -> dict[str, Any]:
     """One run's predicted and measured peak, in bytes."""
     folder.mkdir()
-    chosen = method(method_name)
+    chosen = method(setting.method)
     params = type(chosen).Params()
-    rows = write_text_rows(folder / "rows.parquet", training.batch_size * STEPS, training.max_length)
+    steps = VARIED_STEPS if setting.varied else STEPS
+    training = TrainingParams(
+        max_steps=steps,
+        batch_size=setting.batch,
+        max_length=setting.length,
+        recompute=setting.recompute,
+        validation_percent=0,
+        evaluations=1,
+        loop="plain" if setting.loop == "plain" else "auto",
+    )
+    texts = rows(setting, setting.batch * steps)
     spec = RunSpec(
         name="memory",
-        base_model=BaseModelRef(name=model.name, folder=model),
+        base_model=BaseModelRef(name=model.name, folder=model.resolve()),
         dataset=DatasetRef(
-            name="random", fingerprint="0", rows=rows, mapping=Mapping(shape=Shape.TEXT, columns={"text": "text"})
+            name="words",
+            fingerprint="0",
+            rows=write_text_rows(folder / "rows.parquet", texts),
+            mapping=Mapping(shape=Shape.TEXT, columns={"text": "text"}),
         ),
         task="text",
-        method=method_name,
+        method=setting.method,
         method_params=params.model_dump(),
         training=training,
     )
     files = RunFiles(folder)
-    files.spec.write_text(spec.model_dump_json())
-    subprocess.run(
-        [sys.executable, "-m", "jobs.training.child", str(folder)],
-        env=child_environment(),
-        cwd=Path(__file__).parent.parent,
-        check=False,
-    )
-    result = Result.model_validate_json(files.result.read_text())
-    hardware = this_machine()
-    shape = read_shape(model)
+    files.spec.write_text(spec.model_dump_json(), encoding="utf-8")
+    began = time.monotonic()
+    children.run(folder)
+    result = Result.model_validate_json(files.result.read_bytes())
+    hardware, shape = this_machine(), read_shape(model)
     loop = choose(training, task("text"), chosen, params, shape.model_type, hardware.compute).loop
-    needs = estimate(shape, chosen, params, training, hardware, loop=loop)
+    counts = [min(len(text), setting.length) for text in texts]
+    lengths = Lengths(longest=max(counts), mean=statistics.fmean(counts), spread=statistics.pstdev(counts))
+    needs = estimate(shape, chosen, params, training, hardware, lengths, loop=loop)
     return {
         "loop": loop,
-        "length": training.max_length,
-        "batch": training.batch_size,
-        "recompute": training.recompute,
         "predicted": needs.total,
         "parts": needs.model_dump(),
         "measured": result.peak_memory if result.state == "completed" else None,
         "failed": result.reason if result.state != "completed" else None,
+        "seconds": round(time.monotonic() - began, 1),
     }
 
 
-def write_text_rows(path: Path, count: int, length: int) -> Path:
-    """Rows of random letters, longer than `length` tokens."""
-    letters = random.Random(0)
-    texts = ["".join(letters.choices("bcdfghjkmnpqstvwxyz ", k=4 * length)) for _ in range(count)]
-    rows = (Row(number, {"text": text}, json.dumps({"text": text})) for number, text in enumerate(texts, start=1))
+def rows(setting: Setting, count: int) -> list[list[str]]:
+    """Texts as lists of words, each a token: longer than the setting's length, or of many lengths."""
+    if setting.varied:
+        return [[f"w{token}" for token in tokens] for tokens in documents(count, setting.length)]
+    return [[f"w{4 + (row + place) % (WORDS - 4)}" for place in range(setting.length + 8)] for row in range(count)]
+
+
+def write_text_rows(path: Path, texts: list[list[str]]) -> Path:
     with RowWriter(path) as writer:
-        writer.add(list(rows))
+        values = [{"text": " ".join(text)} for text in texts]
+        writer.add([Row(number, each, json.dumps(each)) for number, each in enumerate(values, start=1)])
     return path
 
 
-def line(result: dict) -> str:
-    setting = f"{result['shape']:>5} {result['method']:>6} {result['batch']} x {result['length']:<5}"
-    setting += " recompute" if result["recompute"] else "          "
+def line(setting: Setting, result: dict[str, Any]) -> str:
     if result["measured"] is None:
-        return f"{setting}  failed: {result['failed']}"
+        return f"{setting.words}  failed: {result['failed']}"
     predicted, measured = result["predicted"] / 1e9, result["measured"] / 1e9
-    off = 100 * (predicted / measured - 1)
-    return f"{setting}  predicted {predicted:6.2f} GB  measured {measured:6.2f} GB  {off:+5.1f} %"
+    return (
+        f"{setting.words} {result['loop']:<6}  predicted {predicted:6.2f} GB  measured {measured:6.2f} GB  "
+        f"{100 * (predicted / measured - 1):+5.1f} %  ({result['seconds']} s)"
+    )
+
+
+def summary(results: list[dict[str, Any]]) -> str:
+    """How many lie within what was asked for: 10 % of the measured peak, and never 3 % under it."""
+    off = [result["predicted"] / result["measured"] - 1 for result in results if result["measured"]]
+    if not off:
+        return "Nothing was measured."
+    within = sum(-0.03 <= each <= 0.1 for each in off)
+    return f"{within} of {len(off)} from 3 % under to 10 % over; {100 * min(off):+.1f} % to {100 * max(off):+.1f} %"
 
 
 if __name__ == "__main__":

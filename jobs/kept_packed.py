@@ -97,8 +97,10 @@ def layer(case: Case) -> float:
 
 
 def _logit_bytes(case: Case, on_gpu: bool) -> int:
-    """The slope stands where the logits stood on a GPU; elsewhere narrow ones are widened and narrowed again."""
-    return case.width if on_gpu or case.width == FP32 else 2 * case.width + FP32
+    """A GPU's slope stands where the logits stood; elsewhere they are widened, and their sum wants a copy."""
+    if on_gpu:
+        return case.width
+    return 2 * FP32 + (case.width if case.width < FP32 else 0)
 
 
 def _slack(case: Case, moving: float, on_gpu: bool) -> int:
