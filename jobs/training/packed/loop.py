@@ -35,7 +35,7 @@ def train(job: Job, monitor: Monitor) -> None:
             if behind:  # told while the device is busy with the next one already
                 monitor.report(behind.number, **behind.values())
             behind = step
-            if monitor.due(number):
+            if step.arrived is None or monitor.due(number):
                 behind = None
                 if not monitor.step_done(number, **step.values(), save_state=loop.save_state_to):
                     return
