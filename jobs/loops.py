@@ -13,8 +13,8 @@ from jobs.spec import TrainingParams
 from jobs.tasks.base import Task
 
 LoopName = Literal["packed", "plain"]
-# config.json's model_type of the decoders that tests/test_packed_loop.py holds against the plain loop.
 PACKED_STATE = "packed.pt"  # what the packed loop goes on from, in a checkpoint's state/
+# config.json's model_type of the decoders that tests/test_packed_loop.py holds against the plain loop.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3")
 _CAPPED = ("gemma2",)  # their attention caps its logits, which no kernel for packed rows on a GPU does
 

@@ -55,7 +55,7 @@ class TrainableTokens(Method):
         ]
 
     def learning_rate(self, shape: ModelShape) -> float:
-        return 1e-2 if shape.parameters < 1_500_000_000 else 2e-3
+        return 3e-2 if shape.parameters < 1_500_000_000 else 2e-3
 
     def attach(self, model: PreTrainedModel, params: Params, context: Context) -> Any:
         from peft import TrainableTokensConfig, get_peft_model

@@ -245,12 +245,17 @@ class Attempt:
         """The loop of this attempt. A resumed run goes on in the loop that wrote its checkpoint."""
         compute = f"{device.name.type} {str(device.dtype).removeprefix('torch.')}"
         choice = loops.choose(spec.training, task, method, params, model.config.model_type, compute)
-        begun = choice.loop
-        if newest:
-            begun = "packed" if (newest.state / loops.PACKED_STATE).is_file() else "plain"
-        return (
-            choice if begun == choice.loop else loops.Choice(loop=begun, why=f"The run was begun in the {begun} loop.")
-        )
+        if newest is None:
+            return choice
+        begun: loops.LoopName = "packed" if (newest.state / loops.PACKED_STATE).is_file() else "plain"
+        if begun == choice.loop:
+            return choice
+        if begun == "packed":
+            raise UserError(
+                f"This run was begun in the packed loop, which cannot go on here. {choice.why} Resume it on the "
+                "machine it was begun on, or start it again from its settings."
+            )
+        return loops.Choice(loop="plain", why="Plain loop (transformers' Trainer): the run was begun in it.")
 
     def _early_before(self, job: Job) -> bool:
         """Whether an earlier attempt ended early and was killed before it could say so."""

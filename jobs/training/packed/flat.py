@@ -22,7 +22,11 @@ class FlatWeights:
     ) -> None:
         stack_of = {id(parameter): stack for stack in stacks for parameter in stack}
         # Each unit becomes one leaf: a stack, or a parameter by itself.
-        units = [unit for group in groups for unit in _units(group["params"], stack_of)]
+        in_groups = [_units(group["params"], stack_of) for group in groups]
+        self.order = [
+            [parameter for unit in units for parameter in unit] for units in in_groups
+        ]  # as they lie in memory
+        units = [unit for group in in_groups for unit in group]
         parameters = [parameter for unit in units for parameter in unit]
         device = parameters[0].device
         self.values = torch.empty(sum(p.numel() for p in parameters), dtype=torch.float32, device=device)
@@ -54,6 +58,11 @@ class FlatWeights:
     def gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         """The part of `gradients` that is this parameter's, in its shape."""
         return self._part(self.gradients, parameter)
+
+    def whole(self) -> bool:
+        """Whether every parameter is still a view of `values`."""
+        begin = self.values.untyped_storage().data_ptr()
+        return all(p.untyped_storage().data_ptr() == begin for group in self.order for p in group)
 
     def begin_pass(self) -> None:
         """Before each forward pass: nothing is left of the gradients that autograd gave the narrow copies."""

@@ -1,6 +1,6 @@
 """Triton kernels: work that is bound by memory, each in one pass over it.
 
-The reference of each stands beside its call, in pieces.py and head.py; tests/test_gpu.py holds one against the other.
+The reference of each stands beside its call, in pieces.py and head.py; tests/test_packed_gpu.py holds them together.
 """
 
 # Triton reads these functions' source: their arguments cannot carry types that mypy knows.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from jobs.errors import UserError
 from jobs.loops import PACKED_STATE
 from jobs.training.loop import Job
 from jobs.training.monitor import Monitor
@@ -119,6 +120,7 @@ class _Packed:
     def save_state_to(self, folder: Path) -> None:
         state: dict[str, Any] = {
             "optimizer": self._optimizer.state_dict(),
+            "order": self._order(),
             "schedule": self._schedule.state_dict(),
             "random": torch.get_rng_state(),
         }
@@ -129,6 +131,11 @@ class _Packed:
     def restore(self, folder: Path) -> None:
         """Go on as after the step at which `save_state_to` was called."""
         state = torch.load(folder / PACKED_STATE, weights_only=True)
+        if state["order"] != self._order():  # the moments would go to other parameters than their own, without a word
+            raise UserError(
+                "This run was begun by another version of Graft, which kept its optimizer in another order. "
+                "Start it again from its settings, or resume it with the version that began it."
+            )
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["random"])
@@ -137,3 +144,8 @@ class _Packed:
 
     def release(self) -> None:
         self._model.release()
+
+    def _order(self) -> list[list[str]]:
+        """The trained parameters' names as they lie in each group of the flat weights."""
+        names = {id(parameter): name for name, parameter in self._job.model.named_parameters()}
+        return [[names[id(parameter)] for parameter in group] for group in self._weights.order]

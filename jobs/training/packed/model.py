@@ -56,6 +56,7 @@ class PackedModel:
     @contextlib.contextmanager
     def engaged(self) -> Iterator[None]:
         """The model computes packs in here, and ordinary batches outside."""
+        assert self.weights.whole(), "a parameter was put elsewhere: what is trained is not what would be saved"
         if self._fused:
             yield
             return

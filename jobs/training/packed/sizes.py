@@ -7,6 +7,7 @@ steps.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,14 +65,14 @@ class Sizes:
 def chosen(tokens: Sequence[int], token_cost: float, size_cost: float) -> list[int]:
     """The sizes, rising, that cost least: each one `size_cost`, each token from `tokens` up to the next of them
     `token_cost`."""
-    grained = sorted(_grained(count) for count in tokens)
-    steps = sorted(set(grained))
+    packs = Counter(_grained(count) for count in tokens)
+    steps = sorted(packs)
     # The cheapest way to cover everything up to steps[index], its last size being that: (cost, the size before).
     best: list[tuple[float, int]] = []
     for index, size in enumerate(steps):
         cost, before, padding = float("inf"), -1, 0.0
         for start in range(index, -1, -1):
-            padding += token_cost * grained.count(steps[start]) * (size - steps[start])
+            padding += token_cost * packs[steps[start]] * (size - steps[start])
             whole = padding + size_cost + (best[start - 1][0] if start else 0.0)
             if whole < cost:
                 cost, before = whole, start - 1
