@@ -11,6 +11,9 @@ from jobs.kept import FP32, Case, Kept
 # As in jobs.training.packed, which imports torch; a test compares them.
 FUSED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 CHUNK = 2_048
+# Tokens of one batch of an evaluation, which makes all its logits: a micro-batch that the packed loop trains chunk by
+# chunk would be far too much.
+EVALUATED_AT_ONCE = 2_048
 LAUNCH_BOUND = 2.5e13
 
 _HEAD_NORMS = ("qwen3", "gemma3_text")  # queries and keys are normed, head by head
@@ -43,8 +46,18 @@ def kept(case: Case) -> Kept:
     return Kept(
         activations=activations,
         logits=logits,
-        workspace=max(0, behind - logits) + _slack(case, activations + logits, on_gpu),
+        workspace=max(0, behind - logits, _evaluated(case) - activations - logits)
+        + _slack(case, activations + logits, on_gpu),
     )
+
+
+def _evaluated(case: Case) -> int:
+    """Bytes of an evaluation, in which nothing is kept but all logits are made: narrow, widened, their logarithms."""
+    if not case.training.validation_percent:
+        return 0
+    row = case.longest * case.sequences
+    tokens = max(row, min(EVALUATED_AT_ONCE, case.training.batch_size * row))
+    return tokens * case.shape.vocab_size * (case.width + 2 * FP32)
 
 
 def fused(case: Case) -> bool:

@@ -265,3 +265,27 @@ def test_what_is_counted_of_the_packed_loop_is_what_it_does() -> None:
     assert kept_packed.FUSED == layers.FUSED
     assert kept_packed.CHUNK == head.CHUNK
     assert kept_packed.LAUNCH_BOUND == passes._LAUNCH_BOUND
+
+
+def test_an_evaluation_that_needs_more_than_a_recomputed_step_counts() -> None:
+    """It makes all logits of a batch, where the packed loop trains on them chunk by chunk."""
+    shape, lora = llama("1b"), method("lora")
+    quiet = TrainingParams(batch_size=1, max_length=8_000, recompute=True, validation_percent=0)
+    measuring = quiet.model_copy(update={"validation_percent": 10})
+    params = type(lora).Params()
+    without, with_it = (estimate(shape, lora, params, each, GPU, loop="packed") for each in (quiet, measuring))
+    assert with_it.total > without.total + 8_000 * shape.vocab_size
+
+
+def test_evaluations_take_few_tokens_at_once_and_every_row_once() -> None:
+    np = pytest.importorskip("numpy")
+    from jobs.training.data import in_batches
+    from jobs.training.rows import Row
+
+    lengths = [5, 90, 7, 40, 200, 8, 8, 60, 30]
+    rows = [Row(number, np.ones(length, np.int32), np.ones(length, bool)) for number, length in enumerate(lengths)]
+    batches = list(in_batches(rows, 4, tokens=100))
+    assert sorted(row.number for batch in batches for row in batch) == list(range(len(rows)))
+    for batch in batches:
+        assert len(batch) == 1 or (len(batch) <= 4 and len(batch) * max(map(len, batch)) <= 100)
+    assert [len(batch) for batch in in_batches(rows, 4)] == [4, 4, 1]

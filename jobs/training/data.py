@@ -155,11 +155,18 @@ def rows_taken(rows: Sequence[Row], training: TrainingParams, steps: int) -> Seq
     return take(rows, epoch_order(len(rows), training.seed, 0)[:count])
 
 
-def in_batches(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
-    """Rows of similar length together, so that little is padded; for passes in which the order does not matter."""
-    ordered = sorted(rows, key=len)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
+def in_batches(rows: Sequence[Row], size: int, tokens: int | None = None) -> Iterator[list[Row]]:
+    """Rows of similar length together, so that little is padded; for passes in which the order does not matter.
+
+    `tokens`: a batch has no more of them, padding included, unless one row alone has."""
+    batch: list[Row] = []
+    for row in sorted(rows, key=len):
+        if len(batch) == size or (batch and tokens and (len(batch) + 1) * len(row) > tokens):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def collate(rows: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from jobs.kept_packed import EVALUATED_AT_ONCE
 from jobs.tasks.base import Encoded, Scores, Task
 from jobs.training.data import Row, in_batches
 
@@ -68,7 +69,7 @@ class Objective:
         seen: list[Row] = []
         try:
             with torch.inference_mode(), device.autocast():
-                for part in in_batches(rows, batch_size):
+                for part in in_batches(rows, batch_size, EVALUATED_AT_ONCE if self.task.packs else None):
                     batch = {name: value.to(device.name) for name, value in self.collate(part).items()}
                     total += self.task.loss(model, batch, self.setting, predictions).item()
                     seen += part
