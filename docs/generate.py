@@ -1,11 +1,12 @@
-"""docs/methods.md and docs/tasks.md from the registries: `python -m docs.generate`. tests/test_docs.py fails where they
-are stale.
+"""docs/methods.md and docs/tasks.md from the registries, and the marked parts of docs/training.md: `python -m
+docs.generate`. tests/test_docs.py fails where they are stale.
 
 One function a page; a page is a list of lines. Imports no torch: sizes come from names and shapes of tensors.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -13,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from docs.shapes import shapes
 from jobs.fields import limits_of, number_text, title_of
 from jobs.hardware import Hardware
+from jobs.loops import FAMILIES, FUSED
 from jobs.methods import all_methods
 from jobs.methods.base import Method
 from jobs.methods.targets import GUIDE
@@ -21,6 +23,8 @@ from jobs.tasks import all_tasks
 from jobs.tasks.base import Task
 
 HERE = Path(__file__).parent
+RESULTS = HERE.parent / "benchmarks" / "results"
+_MADE = "<!-- made by `make docs`: "  # what follows, up to the end mark, is not written by hand
 GPU = Hardware(device="cuda", name="GPU", memory_total=24 << 30, memory_free=23 << 30, cores=8, bf16=True)
 # PEFT's words for what a model does, in ours.
 DOES = {
@@ -102,7 +106,46 @@ def tasks_page() -> list[str]:
     return lines
 
 
-PAGES: dict[str, Callable[[], list[str]]] = {"methods.md": methods_page, "tasks.md": tasks_page}
+def training_page() -> list[str]:
+    """The page as it is written, with what stands between its marks made anew."""
+    parts = {"known": _packed_loop_knows(), "measured": _loops_measured()}
+    lines, skipping = [], False
+    for line in (HERE / "training.md").read_text(encoding="utf-8").splitlines():
+        skipping = skipping and line != "<!-- end -->"
+        if not skipping:
+            lines.append(line)
+        if line.startswith(_MADE):
+            lines += parts[line.removeprefix(_MADE).removesuffix(" -->")]
+            skipping = True
+    return lines
+
+
+def _packed_loop_knows() -> list[str]:
+    return [
+        f"- Methods: {', '.join(chosen.label for chosen in all_methods().values() if chosen.packs)}; on a base in full",
+        "  precision or 4 bits",
+        f"- Tasks: {', '.join(task.label for task in all_tasks().values() if task.packs)}",
+        f"- Decoders: {', '.join(FUSED)} in layers of its own; {', '.join(sorted({*FAMILIES} - {*FUSED}))} in",
+        "  transformers' layers, with its attention and its LoRA",
+    ]
+
+
+def _loops_measured() -> list[str]:
+    measured = json.loads((RESULTS / "loops-cuda.json").read_text(encoding="utf-8"))
+    head = ["Shape and work", "Loop", "Tokens a second", "Tokens a step", "ms a step", "GB", "First loss, s", "GPU"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for name, found in measured.items():
+        shape, work, loop = name.split()
+        figures = (f"{found[key]:,}" for key in ("tokens_per_second", "tokens_a_step", "step_ms", "peak_gb"))
+        lines.append(_row([f"{shape} {work}", loop, *figures, str(found["first_loss_s"]), found["hardware"]]))
+    return lines
+
+
+PAGES: dict[str, Callable[[], list[str]]] = {
+    "methods.md": methods_page,
+    "tasks.md": tasks_page,
+    "training.md": training_page,
+}
 
 
 def _kinds(chosen: Method, task: Task, known: dict[str, ModelShape]) -> str:

@@ -16,6 +16,7 @@ LoopName = Literal["packed", "plain"]
 PACKED_STATE = "packed.pt"  # what the packed loop goes on from, in a checkpoint's state/
 # config.json's model_type of the decoders that tests/test_packed_loop.py holds against the plain loop.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3")
+FUSED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # of them, those whose layers the packed loop has itself
 _CAPPED = ("gemma2",)  # their attention caps its logits, which no kernel for packed rows on a GPU does
 
 

@@ -1,7 +1,7 @@
 """A decoder's layers as the packed loop computes them: norm, attention, norm, gated MLP, each added to what came in.
 
-That is how Llama's descendants are built (FUSED). Where a layer is built otherwise, or something else than LoRA is
-trained beside it, transformers' own code computes it, with our attention and our LoRA inside.
+That is how Llama's descendants are built (jobs.loops.FUSED). Where a layer is built otherwise, or something else than
+LoRA is trained beside it, transformers' own code computes it, with our attention and our LoRA inside.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 
+from jobs.loops import FUSED
 from jobs.training.packed.attention import attend
 from jobs.training.packed.groups import Group, Heads, can_group, gated_mlp, group_of, project, project_heads
 from jobs.training.packed.pieces import add_norm, norm, rotate
-
-FUSED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # model types
 
 
 @dataclass
