@@ -123,7 +123,7 @@ def notes_together(parts: Parts, check: Preflight | None, head: int | None, hard
 def does_not_fit(needs: Estimate, hardware: Hardware) -> str:
     """How much is missing, and what would help."""
     return (
-        f"This needs about {needs.total / 1e9:.1f} GB, and {hardware.memory_free / 1e9:.1f} GB are free on "
+        f"This needs about {needs.total / 1e9:,.1f} GB, and {hardware.memory_free / 1e9:,.1f} GB are free on "
         f"{hardware.name}: it will probably run out of memory. Press Fit it for me, which changes first what costs no "
         "quality, or choose a smaller base model."
     )
