@@ -14,13 +14,13 @@ SHOWN_LABELS = 12  # the rest one click away
 COLOURS = 8  # of tags, in static/pages.css
 
 
-def prediction_html(said: Prediction, inputs: dict[str, str]) -> str:
-    """One prediction for one input."""
+def prediction_html(said: Prediction, inputs: dict[str, str], tags: Sequence[str] = ()) -> str:
+    """One prediction for one input. `tags`: in whose order colours are given, so that several show them alike."""
     match said:
         case Labels():
             return labels_html(said)
         case Spans():
-            return spans_html(said.text, said.spans)
+            return spans_html(said.text, said.spans, tags)
         case FoundAnswer():
             return found_html(said, inputs.get("context", ""))
         case Number():

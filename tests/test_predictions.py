@@ -9,12 +9,13 @@ import pytest
 from sqlalchemy import Engine
 
 from jobs.errors import UserError
+from jobs.hardware import processor
 from jobs.inference.client import EngineClient
 from jobs.inference.predictor import Predictor
 from jobs.inference.slot import Slot
 from jobs.service.models import Models
 from jobs.service.playground import Status
-from jobs.service.predictions import Answered, Predictions
+from jobs.service.predictions import Answered, Doing, Predictions
 from jobs.tasks.predictions import Labels, Number
 from storage.db import connect, migrate, write
 from storage.files import Home
@@ -119,7 +120,7 @@ def test_several_adapters_answer_side_by_side_also_on_other_bases(
     assert all(len(one.predictions) == 2 for one in answered)
     assert len({one.predictions[0].labels[0].probability for one in answered}) == 3  # type: ignore[union-attr]
     said = [status.text for status in told if isinstance(status, Status)]
-    assert "Unloaded bert" in said and "Loading llama" in said
+    assert "Loading llama in place of bert" in said
     # What is in memory answers at once; another base makes it leave.
     assert all(isinstance(one, Answered) for one in predictions.ask([adapters["decoder"]], [text]))
 
@@ -163,8 +164,8 @@ def test_every_problem_is_told_before_anything_is_loaded(
     assert error.value.problems == (
         "chatty was trained for the task Chat: ask it in the playground's chat.",
         "There is no adapter number 999; it may have been deleted.",
-        "Input 1: Write something into text.",
-        "Input 2: Write something into text.",
+        "Input 1: Write something into Text.",
+        "Input 2: Write something into Text.",
         "Input 2: Text classification takes text, text_pair, not words.",
     )
     with pytest.raises(UserError, match="Choose between 1 and 8 adapters"):
@@ -200,3 +201,35 @@ def test_a_warmed_adapter_is_in_memory_before_it_is_asked(
     assert [type(said) for said in told] == [Answered]  # nothing had to be loaded
     with pytest.raises(UserError, match="no adapter number"):
         predictions.warm(999)
+
+
+def test_a_run_that_has_the_memory_is_named_and_the_answer_comes_when_it_has_ended(
+    models: Models, slot: Slot, adapters: dict[str, int]
+) -> None:
+    slot.clear("Something else came.")
+    running: list[str] = ["the big one"]
+    patient = Predictions(models, slot, training=lambda: next(iter(running), None))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "jobs.service.predictions.this_machine", lambda: processor().model_copy(update={"memory_free": 1_000})
+        )
+        told = patient.ask([adapters["lora"], adapters["decoder"]], [{"text": "said the captain"}])
+        for _ in range(2):
+            said = next(told)
+            assert isinstance(said, Doing) and said.adapter_ids == (adapters["lora"],)
+            assert "Waiting for memory, which the run the big one has: bert needs" in said.text
+        running.clear()
+        rest = list(told)
+    assert [one.name for one in rest if isinstance(one, Answered)] == ["lora", "decoder"]
+    assert isinstance(rest[0], Doing) and rest[0].text == "Loading bert"  # before anything else is done
+
+
+def test_an_engine_that_was_cleared_under_its_user_leaves_no_child_behind(models: Models, slot: Slot) -> None:
+    ref = models.ref(models.bases()[0].id)
+    seat, _ = slot.take(ref, EngineClient)
+    assert seat
+    slot.clear("A run came.")
+    seat.client.load()  # had been on its way: starts a child anew
+    assert seat.client.alive
+    slot.leave(seat)
+    assert not seat.client.alive

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from app.evaluation import evaluation_html
+from app.pages.predict import answers_html
 from app.predictions import percent_text, prediction_html
+from jobs.service.predictions import Answered
 from jobs.tasks.predictions import FoundAnswer, Labels, LabelScore, Number, Prediction, Span, Spans, Written
 
 EVIL = "<script>alert(1)</script> ${1+1} {{value}}"
@@ -68,3 +70,17 @@ def test_tags_are_marked_in_the_samples_and_numbers_stand_against_each_other() -
 )
 def test_shares_read_as_percent(share: float, text: str) -> None:
     assert percent_text(share) == text
+
+
+def test_a_tag_has_one_colour_on_every_card_whoever_says_it_first() -> None:
+    def said(name: str, *tags: str) -> Answered:
+        spans = tuple(Span(start=at, end=at + 1, text="a", tag=tag, confidence=1) for at, tag in enumerate(tags))
+        found = (Spans(text="aaa", spans=spans),)
+        return Answered(adapter_id=1, name=name, task="tagging", predictions=found, baseline=None, seconds=0.1)
+
+    html = answers_html(
+        [said("one", "PER", "LOC"), said("two", "LOC")], [("three", "Loading")], {"text": "aaa"}, ["LOC", "PER"]
+    )
+    assert html.count('<mark class="tag-0" title="LOC') == 2
+    assert html.count('<mark class="tag-1" title="PER') == 1
+    assert '<p class="waiting">Loading ...</p>' in html

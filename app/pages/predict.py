@@ -6,7 +6,7 @@ of them was trained with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -18,8 +18,7 @@ from app.components import card, duration_text, escape, page_header
 from app.predictions import prediction_html
 from jobs.errors import UserError
 from jobs.service import Service
-from jobs.service.playground import Status
-from jobs.service.predictions import MOST_ADAPTERS, Answered, HeadView
+from jobs.service.predictions import MOST_ADAPTERS, Answered, HeadView, input_label
 from jobs.service.trials import inputs_of, rows_to_try
 from jobs.tasks import all_tasks
 
@@ -29,13 +28,6 @@ NAV = None
 ORDER = 52
 ICON = ""
 
-# What a task's inputs are called on the page, in words.
-INPUTS = {
-    "text": "Text",
-    "text_pair": "Second text",
-    "question": "Question",
-    "context": "Passage",
-}
 EXAMPLES = 5
 KEEP_ADDRESS = """(chosen) => {
   const query = (chosen || []).length ? '?adapter=' + chosen.join(',') : '';
@@ -58,7 +50,7 @@ def build(service: Service) -> None:
             with card():
                 boxes = {
                     name: gr.Textbox(
-                        label=INPUTS.get(name, name.replace("_", " ").capitalize()),
+                        label=input_label(name),
                         lines=4 if name in ("text", "context") else 1,
                         max_lines=14,
                         interactive=True,
@@ -69,6 +61,7 @@ def build(service: Service) -> None:
                 with gr.Row(elem_classes="try-row"):
                     go = gr.Button("Try it", variant="primary", elem_classes="fit")
                 examples = action_list()
+            trouble = markup()  # near the button: what comes of pressing it
             said = markup()
         with gr.Column(elem_classes="controls", min_width=0), gr.Column(elem_classes="card"):
             task = gr.Radio(label="Task", interactive=True, visible=False, elem_classes="who")
@@ -108,7 +101,7 @@ def build(service: Service) -> None:
                 for each, box in boxes.items()
             },
             **for_who(heads, chosen),
-            said: "",
+            **{said: "", trouble: ""},
         }
 
     def for_who(heads: list[HeadView], chosen: list[str]) -> Shown:
@@ -148,48 +141,72 @@ def build(service: Service) -> None:
             raise UserError("That example is gone. Reload the page.")
         yield {boxes[name]: found[number].get(name, "") for name in boxes}
 
-    @guarded(notice)
+    @guarded(trouble)
     def ask(request: gr.Request, chosen: list[str], name: str, *texts: str | None) -> Iterator[Shown]:
+        newest = latest.begin(request)
+        yield {said: ""}  # the earlier answer is none to what is asked now
         if not chosen:
             raise UserError("Choose who is asked.")
-        newest = latest.begin(request)
         takes = all_tasks()[name].inputs
         given = {each: text or "" for each, text in zip(boxes, texts, strict=True) if each in takes}
         heads = {str(head.adapter.id): head for head in service.predictions.adapters(name)}
-        waiting = [heads[each].adapter for each in chosen if each in heads]
+        asked = [heads[each] for each in chosen if each in heads]
+        tags = tags_of(heads.values())
         answers: list[Answered] = []
-        for news in service.predictions.ask([int(each) for each in chosen], [given]):
-            if not newest():
-                return
-            if isinstance(news, Answered):
-                answers.append(news)
-            status = news.text if isinstance(news, Status) else "Reading"
-            left = [each.title for each in waiting if each.id not in [answer.adapter_id for answer in answers]]
-            yield {said: answers_html(answers, left, status, given)}
+        doing = dict.fromkeys((head.adapter.id for head in asked), "Waits for its turn")
+
+        def shown() -> Shown:
+            done = [answer.adapter_id for answer in answers]
+            left = [(head.adapter.title, doing[head.adapter.id]) for head in asked if head.adapter.id not in done]
+            return {said: answers_html(answers, left, given, tags)}
+
+        try:
+            for news in service.predictions.ask([int(each) for each in chosen], [given]):
+                if not newest():
+                    return
+                if isinstance(news, Answered):
+                    answers.append(news)
+                else:
+                    doing |= dict.fromkeys(news.adapter_ids, news.text)
+                yield shown()
+        except Exception:
+            if newest():
+                yield {said: answers_html(answers, [], given, tags) if answers else ""}
+            raise
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
     again: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
-    chooses = [task, who, *boxes.values(), examples, about, said]
+    # A second press ends the first, which may be waiting for memory (see `latest`).
+    beside: dict[str, Any] = {**quiet, "trigger_mode": "multiple"}
+    chooses = [task, who, *boxes.values(), examples, about, said, trouble]
     inputs = [who, task, *boxes.values()]
     gr.on(None, show, inputs=[], outputs=[page, empty, *chooses, notice], **quiet)
     task.input(choose_task, task, [*chooses, notice], **again).then(None, who, None, js=KEEP_ADDRESS)
     who.input(choose_who, who, [examples, about, notice], **again).then(None, who, None, js=KEEP_ADDRESS)
-    examples.click(take_example, who, [*boxes.values(), notice], **again).then(ask, inputs, [said, notice], **again)
+    examples.click(take_example, who, [*boxes.values(), notice], **again).then(ask, inputs, [said, trouble], **beside)
     single = [box.submit for name, box in boxes.items() if name == "question"]
-    gr.on([go.click, *single], ask, inputs, [said, notice], scroll_to_output=True, **again)
+    gr.on([go.click, *single], ask, inputs, [said, trouble], scroll_to_output=True, **beside)
 
 
-def answers_html(answers: list[Answered], waiting: list[str], status: str, given: dict[str, str]) -> str:
-    """What each says, and who has not said anything yet."""
+def tags_of(heads: Iterable[HeadView]) -> list[str]:
+    """What the taggers among them can mark, in one order for the whole page: a tag has one colour, whoever says it."""
+    labels = {label for head in heads for label in head.labels}
+    return sorted({label[2:] if label[:2] in ("B-", "I-") else label for label in labels} - {"O"})
+
+
+def answers_html(
+    answers: list[Answered], waiting: list[tuple[str, str]], given: dict[str, str], tags: Sequence[str] = ()
+) -> str:
+    """What each says; who has not said anything yet, and what it waits for. `tags`: see `prediction_html`."""
     panes = [
-        f'<article class="pane"><h4>{escape(answer.name)}</h4>{prediction_html(answer.predictions[0], given)}'
+        f'<article class="pane"><h4>{escape(answer.name)}</h4>{prediction_html(answer.predictions[0], given, tags)}'
         f"{_baseline(answer, given)}"
         f"<footer><span>{escape(_took(answer.seconds))}</span></footer></article>"
         for answer in answers
     ]
     panes += [
-        f'<article class="pane"><h4>{escape(name)}</h4><p class="waiting">{escape(status)}</p></article>'
-        for name in waiting
+        f'<article class="pane"><h4>{escape(name)}</h4><p class="waiting">{escape(status)} ...</p></article>'
+        for name, status in waiting
     ]
     many = " many" if len(panes) > 2 else ""
     return f'<div class="panes said{many}" style="--panes:{len(panes)}">{"".join(panes)}</div>'

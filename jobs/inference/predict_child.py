@@ -30,9 +30,12 @@ class Child:
     def __init__(self, base: BaseModelRef) -> None:
         self._base = base
         self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._loading = True  # what is asked meanwhile is told so
 
     def accept(self, request: Request) -> None:
         """Called on the reading thread."""
+        if self._loading and request.method == "predict":
+            self._say_loading(request)
         self._requests.put(request)
 
     def compute(self) -> None:
@@ -41,7 +44,9 @@ class Child:
         with contextlib.suppress(Exception):  # whoever asks first is told what is wrong
             predictor = self._start()
         while True:
+            self._loading = False
             request = self._requests.get()
+            self._loading = predictor is None or request.method == "load"
             try:
                 predictor = predictor or self._start()
                 if request.method == "load":
@@ -69,12 +74,15 @@ class Child:
                 return
             folder = Path(adapter)
             if not predictor.knows(folder):
-                request.send(Predicted(status=f"Loading {self._base.name}").model_dump(mode="json"))
+                self._say_loading(request)
             began = time.monotonic()
             found, baseline = predictor.predict(folder, request.params["inputs"])
             seconds = time.monotonic() - began
             said = Predicted(predictions=tuple(found), baseline=baseline, seconds=seconds)
             request.send(said.model_dump(mode="json"))
+
+    def _say_loading(self, request: Request) -> None:
+        request.send(Predicted(status=f"Loading {self._base.name}").model_dump(mode="json"))
 
 
 def _words(error: Exception) -> str:

@@ -63,6 +63,8 @@ class Slot:
         with self._changed:
             seat.users -= 1
             seat.used = time.monotonic()
+            if seat is not self._seat:  # it was cleared; a request that came in between has started its child anew
+                seat.client.close()
             self._changed.notify_all()
             if self._timer:
                 self._timer.cancel()

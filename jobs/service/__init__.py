@@ -41,9 +41,13 @@ class Service:
         self.planning = Planning(self.models, self.datasets, Paces(self.engine))
         slot = Slot(home.logs / "engine.txt")
         self.playground = Playground(self.engine, self.models, slot)
-        self.predictions = Predictions(self.models, slot)
+        self.predictions = Predictions(self.models, slot, training=self._training)
         self.runs = Runs(home, self.engine, make_room=self._make_room)
         self.examples = Examples(self.models, self.datasets, self.planning, self.runs)
+
+    def _training(self) -> str | None:
+        """The name of the run that trains now."""
+        return next((run.name for run in self.runs.list(limit=20) if run.state.active), None)
 
     def _make_room(self, spec: RunSpec) -> None:
         """The playground's engine yields its memory to training: always on a GPU, on a CPU where it is needed."""

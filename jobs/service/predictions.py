@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from jobs.card import AdapterCard, read_card
 from jobs.errors import UserError
 from jobs.frozen import Frozen
+from jobs.hardware import this_machine
 from jobs.inference.client import PredictorClient
 from jobs.inference.slot import Slot
+from jobs.memory import compute_bytes
 from jobs.rpc import ChildDied
-from jobs.service.models import AdapterView, Models
+from jobs.service.models import AdapterView, BaseModelView, Models
 from jobs.service.playground import Status
 from jobs.tasks import Task
 from jobs.tasks import task as find_task
@@ -21,6 +24,10 @@ from jobs.tasks.predictions import Prediction
 MOST_ADAPTERS = 8
 MOST_INPUTS = 1_000
 MOST_CHARS = 200_000  # of one text
+# What the texts that tasks take are called, in words.
+INPUTS = {"text": "Text", "text_pair": "Second text", "question": "Question", "context": "Passage"}
+_ROOM = 1.3  # the base's weights, and some for what is computed
+_LOOK = 0.5  # seconds between two looks at the free memory
 
 
 class HeadView(Frozen):
@@ -45,10 +52,23 @@ class Answered(Frozen):
     seconds: float
 
 
+class Doing(Status):
+    """What is being done for some of those who are asked."""
+
+    adapter_ids: tuple[int, ...]
+
+
+def input_label(name: str) -> str:
+    """What a text that a task takes is called on the page."""
+    return INPUTS.get(name, name.replace("_", " ").capitalize())
+
+
 class Predictions:
-    def __init__(self, models: Models, slot: Slot) -> None:
+    def __init__(self, models: Models, slot: Slot, training: Callable[[], str | None] = lambda: None) -> None:
+        """`training`: the name of the run that trains now, whose memory is waited for where a base needs it."""
         self._models = models
         self._slot = slot
+        self._training = training
 
     def adapters(self, task: str | None = None) -> list[HeadView]:
         """Every adapter that can be asked, newest first; those of one task where it is named."""
@@ -97,9 +117,9 @@ class Predictions:
         *_, answered = (said for said in self.ask([adapter_id], inputs) if isinstance(said, Answered))
         return answered.predictions
 
-    def ask(self, adapter_ids: Sequence[int], inputs: Sequence[Mapping[str, str]]) -> Iterator[Status | Answered]:
+    def ask(self, adapter_ids: Sequence[int], inputs: Sequence[Mapping[str, str]]) -> Iterator[Doing | Answered]:
         """What each adapter says of every input, one Answered an adapter as they come; adapters of one base model
-        follow each other. Between them what is being done. Closing the iterator ends it.
+        follow each other. Between them what is being done, as Doing. Closing the iterator ends it.
 
         Raises UserError, with every problem, before anything is loaded, and where something goes wrong on the way.
         """
@@ -125,24 +145,34 @@ class Predictions:
 
     def _on_base(
         self, base_id: int, items: Sequence[tuple[AdapterView, AdapterCard, Task]], inputs: Sequence[dict[str, str]]
-    ) -> Iterator[Status | Answered]:
-        ref = self._models.ref(base_id)
+    ) -> Iterator[Doing | Answered]:
+        base, ref = self._models.base(base_id), self._models.ref(base_id)
+        asked = tuple(view.id for view, _, _ in items)
+        gone = None
         while True:
             seat, other = self._slot.take(ref, PredictorClient)
-            if seat:
+            if seat is None:
+                yield Doing(text=f"Waiting until {other} has finished its answer", adapter_ids=asked)
+                continue
+            gone = other or gone
+            short = None if seat.client.alive else self._short_of_memory(base)
+            if short is None:
                 break
-            yield Status(text=f"Waiting until {other} has finished its answer")
+            self._slot.leave(seat)
+            yield Doing(text=short, adapter_ids=asked)
+            time.sleep(_LOOK)
         try:
-            if other:
-                yield Status(text=f"Unloaded {other}")
+            if not seat.client.alive:
+                yield Doing(text=self._loading(base, gone), adapter_ids=asked)
             folders = [self._models.adapter_path(view.id) for view, _, _ in items]
-            remaining = iter(items)
+            done = 0
             with contextlib.closing(seat.client.predict(folders, inputs)) as replies:
                 for reply in replies:
                     if reply.status:
-                        yield Status(text=reply.status)
+                        yield Doing(text=reply.status, adapter_ids=asked[done:])
                     if reply.predictions is not None:
-                        view, card, _ = next(remaining)
+                        view, card, _ = items[done]
+                        done += 1
                         yield Answered(
                             adapter_id=view.id,
                             name=view.title,
@@ -160,6 +190,25 @@ class Predictions:
         finally:
             self._slot.leave(seat)
 
+    def _short_of_memory(self, base: BaseModelView) -> str | None:
+        """Who has the memory that the base needs, and how much that is; None where it can be loaded, or no run would
+        give any back."""
+        run, hardware = self._training(), this_machine()
+        needs = base.shape.parameters * compute_bytes(hardware) * _ROOM
+        if run is None or needs <= hardware.memory_free:
+            return None
+        return (
+            f"Waiting for memory, which the run {run} has: {base.name} needs about {needs / 1e9:.1f} GB, "
+            f"{hardware.memory_free / 1e9:.1f} GB are free"
+        )
+
+    def _loading(self, base: BaseModelView, gone: str | None) -> str:
+        """`gone`: the model that left for it."""
+        place = f" in place of {gone}" if gone and gone != base.name else ""
+        run = self._training()
+        slow = f". The run {run} trains beside it, so this takes longer" if run else ""
+        return f"Loading {base.name}{place}{slow}"
+
     def _read(self, adapter_id: int) -> tuple[AdapterView, AdapterCard, Task]:
         view = self._models.adapter(adapter_id)
         task = find_task(view.task)
@@ -173,7 +222,7 @@ def _input_problems(task: Task, inputs: Sequence[Mapping[str, str]]) -> Iterator
     for number, one in enumerate(inputs, start=1):
         where = f"Input {number}: " if len(inputs) > 1 else ""
         if missing := [name for name in needed if not one.get(name, "").strip()]:
-            yield f"{where}Write something into {' and '.join(missing)}."
+            yield f"{where}Write something into {' and '.join(map(input_label, missing))}."
         if unknown := [name for name in one if name not in task.inputs]:
             yield f"{where}{task.label} takes {', '.join(task.inputs)}, not {', '.join(unknown)}."
         if any(len(text) > MOST_CHARS for text in one.values()):
