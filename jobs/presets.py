@@ -19,25 +19,26 @@ class Preset(Frozen):
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
+        # A small dataset's epochs have too few steps to learn from: each preset has its least.
         Preset(
             name="quick",
             label="Quick",
-            help="One minute to see whether the data teaches what you mean.",
-            training={"epochs": 2, "max_steps": 40, "evaluations": 2},
+            help="A minute or two on a small model: shows whether the data teaches what you mean.",
+            training={"epochs": 2, "min_steps": 80, "max_steps": 80, "evaluations": 2},
             size=0,
         ),
         Preset(
             name="balanced",
             label="Balanced",
             help="A sound run for most datasets.",
-            training={"epochs": 3, "evaluations": 4},
+            training={"epochs": 3, "min_steps": 120, "evaluations": 4},
             size=1,
         ),
         Preset(
             name="thorough",
             label="Thorough",
-            help="Sees the data more often with a larger adapter; stops early where it starts to memorise.",
-            training={"epochs": 6, "evaluations": 8, "gradient_accumulation": 2, "schedule": "cosine"},
+            help="Sees the data twice as often with a larger adapter; stops early where it starts to memorise.",
+            training={"epochs": 6, "min_steps": 240, "evaluations": 8, "schedule": "cosine"},
             size=2,
         ),
     )

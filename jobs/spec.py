@@ -33,6 +33,15 @@ class TrainingParams(Frozen):
         title="Most steps",
         description="Ends the run after this many steps; 0 leaves it to the epochs.",
     )
+    min_steps: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        title="Least steps",
+        description="A small dataset is seen more often than the epochs say, until it has so many steps; 0 leaves it "
+        "to the epochs.",
+        json_schema_extra={"advanced": True},
+    )
     batch_size: int = Field(
         4, ge=1, le=256, title="Micro-batch", description="Rows computed at once. Memory grows with it."
     )
@@ -88,6 +97,12 @@ class TrainingParams(Frozen):
         "reads them all. 0 sets no limit.",
         json_schema_extra={"advanced": True},
     )
+    stratified: bool = Field(
+        True,
+        title="Spread labels evenly",
+        description="Where rows have labels, those kept aside hold each of them in its share, and no label's only row.",
+        json_schema_extra={"advanced": True},
+    )
     early_stop: int = Field(
         3,
         ge=0,
@@ -133,9 +148,11 @@ class TrainingParams(Frozen):
 
     def steps(self, train_rows: int) -> int:
         """Optimizer steps of the whole run, as transformers' Trainer counts: an epoch's last step may be smaller."""
-        micro_batches = math.ceil(train_rows / self.batch_size)
-        steps = math.ceil(math.ceil(micro_batches / self.gradient_accumulation) * self.epochs)
+        steps = max(math.ceil(self.steps_an_epoch(train_rows) * self.epochs), self.min_steps)
         return min(steps, self.max_steps) if self.max_steps else steps
+
+    def steps_an_epoch(self, train_rows: int) -> int:
+        return math.ceil(math.ceil(train_rows / self.batch_size) / self.gradient_accumulation)
 
 
 class BaseModelRef(Frozen):
@@ -163,10 +180,10 @@ class DatasetRef(Frozen):
 
 
 class RunSpec(Frozen):
-    """Version 2 brought a limit to the validation rows and DPO's `sft_weight`. A run of version 1 goes on without
-    either: another split would show it rows that it was trained on."""
+    """Version 2 brought a limit to the validation rows and DPO's `sft_weight`, version 3 a split by labels. A run of an
+    earlier one goes on without: another split would show it rows that it was trained on."""
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     name: str
     base_model: BaseModelRef
     dataset: DatasetRef
@@ -180,10 +197,13 @@ class RunSpec(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_version_1(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("version") != 1 or not isinstance(values.get("training"), dict):
+    def _of_earlier_versions(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("training"), dict):
             return values
-        values = values | {"version": 2, "training": {"max_validation_rows": 0} | values["training"]}
-        if values.get("task") == "dpo":
-            values["task_params"] = {"sft_weight": 0.0} | values.get("task_params", {})
+        if values.get("version") == 1:
+            values = values | {"version": 2, "training": {"max_validation_rows": 0} | values["training"]}
+            if values.get("task") == "dpo":
+                values["task_params"] = {"sft_weight": 0.0} | values.get("task_params", {})
+        if values.get("version") == 2:
+            values = values | {"version": 3, "training": {"stratified": False} | values["training"]}
         return values

@@ -9,6 +9,7 @@ import pytest
 
 from jobs.errors import UserError
 from jobs.hardware import this_machine
+from jobs.presets import PRESETS
 from jobs.service import Service
 from jobs.service.datasets import BadRow, DatasetView, Preflight
 from jobs.service.planning import Draft
@@ -51,7 +52,7 @@ def test_the_defaults_make_a_whole_spec(service: Service, draft: Draft) -> None:
     plan = service.planning.plan(draft)
     assert plan.problems == ()
     assert plan.spec is not None
-    assert (plan.train_rows, plan.validation_rows, plan.steps) == (18, 2, 15)
+    assert (plan.train_rows, plan.validation_rows, plan.steps) == (18, 2, 120)
     assert plan.spec.training.learning_rate == pytest.approx(1e-3)
     assert plan.spec.predicted_memory == plan.estimate.total  # type: ignore[union-attr]
 
@@ -115,10 +116,19 @@ def test_the_validation_split_never_takes_the_last_training_row(rows: int, perce
         ({"epochs": 2, "gradient_accumulation": 4}, 14),
         ({"epochs": 3, "max_steps": 40}, 40),
         ({"epochs": 0.5}, 13),
+        ({"epochs": 2, "min_steps": 60}, 60),
+        ({"epochs": 3, "min_steps": 60}, 75),
     ],
 )
 def test_steps_are_counted_as_the_trainer_counts_them(settings: dict, steps: int) -> None:
     assert TrainingParams(batch_size=4, **settings).steps(98) == steps
+
+
+@pytest.mark.parametrize("rows", [5, 126, 2_000, 200_000])
+def test_a_more_thorough_preset_takes_more_steps_and_quick_never_many(rows: int) -> None:
+    quick, balanced, thorough = (TrainingParams(**PRESETS[name].training) for name in ("quick", "balanced", "thorough"))
+    assert quick.steps(rows) == 80, "as many for few rows as for many"
+    assert 1.5 * quick.steps(rows) <= balanced.steps(rows) == thorough.steps(rows) / 2
 
 
 def test_what_a_method_cannot_train_with_is_told(service: Service, draft: Draft) -> None:
@@ -199,10 +209,10 @@ def test_the_time_comes_from_the_most_alike_of_the_earlier_runs_here(service: Se
     ended_run(service, draft, seconds_a_step=2.0)
     ended_run(service, changed(draft, recompute=True), seconds_a_step=4.0)
     plan = service.planning.plan(draft, check)
-    # 18 rows three times, of 100 tokens each, at 50 tokens a second.
-    assert plan.seconds == pytest.approx(18 * 3 * 100 / 50 + 12)
+    # 18 rows 24 times (120 steps of 5 an epoch), of 100 tokens each, at 50 tokens a second.
+    assert plan.seconds == pytest.approx(18 * 24 * 100 / 50 + 12)
     slower = service.planning.plan(changed(draft, recompute=True), check).seconds
-    assert slower == pytest.approx(18 * 3 * 100 / 25 + 12)
+    assert slower == pytest.approx(18 * 24 * 100 / 25 + 12)
     assert service.planning.plan(draft).seconds is None, "rows that nobody has counted take nobody knows how long"
 
 

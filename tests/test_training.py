@@ -421,7 +421,7 @@ def test_a_run_from_before_the_limit_goes_on_with_the_split_it_had(tmp_path: Pat
     pairs = RunSpec.model_validate(old | {"task": "dpo", "task_params": {"beta": 0.3}})
     assert pairs.task_params == {"beta": 0.3, "sft_weight": 0.0}, "nor has it another loss from now on"
     old["training"].pop("validation_percent")
-    new = RunSpec.model_validate(old | {"version": 2})
+    new = RunSpec.model_validate(old | {"version": 3})
     assert new.training.validation_rows(1_000_000) == 2_000
 
 

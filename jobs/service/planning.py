@@ -224,7 +224,7 @@ class Planning:
                 train_rows,
                 steps,
                 training.batch_size * training.gradient_accumulation,
-                training.epochs,
+                max(training.epochs, steps / training.steps_an_epoch(train_rows)),  # more for the least steps
                 check.tokens / check.good_rows,
             )
             settings = {

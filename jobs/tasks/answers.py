@@ -92,7 +92,7 @@ class Answers(Task):
         answers = encoded.target["answers"]
         return str(answers[0])[:_SAID] if answers else "no answer"
 
-    def target_labels(self, encoded: Encoded) -> Sequence[str]:
+    def target_labels(self, encoded: Encoded | Row) -> Sequence[str]:
         return ("answer",) if encoded.target["answers"] else ("no answer",)
 
     def check_labels(self, params: Any, counts: dict[str, int], rows: int) -> tuple[list[str], list[str]]:

@@ -86,7 +86,7 @@ class Classification(Task):
     def target_text(self, encoded: Encoded, params: Any) -> str:
         return ", ".join(encoded.target) or "no label"
 
-    def target_labels(self, encoded: Encoded) -> Sequence[str]:
+    def target_labels(self, encoded: Encoded | Row) -> Sequence[str]:
         return encoded.target
 
     def check_labels(self, params: Params, counts: dict[str, int], rows: int) -> tuple[list[str], list[str]]:

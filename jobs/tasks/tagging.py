@@ -94,7 +94,7 @@ class Tagging(Task):
     def token_tags(self, encoded: Encoded) -> Sequence[str]:
         return encoded.target
 
-    def target_labels(self, encoded: Encoded) -> Sequence[str]:
+    def target_labels(self, encoded: Encoded | Row) -> Sequence[str]:
         return [tag for tag in encoded.target if tag]
 
     def check_labels(self, params: Any, counts: dict[str, int], rows: int) -> tuple[list[str], list[str]]:

@@ -21,6 +21,7 @@ from jobs.errors import RowProblem, UserError
 from jobs.spec import RunSpec, TrainingParams
 from jobs.tasks.base import Encoded, Task
 from jobs.training.rows import Row, Rows, take
+from jobs.training.strata import Strata
 
 if TYPE_CHECKING:
     import torch
@@ -82,29 +83,37 @@ def as_row(number: int, encoded: Encoded) -> Row:
     )
 
 
-def split(rows: Sequence[Row], count: int, seed: int) -> tuple[Sequence[Row], Sequence[Row]]:
+def split(
+    rows: Sequence[Row], count: int, seed: int, labels: Callable[[Row], Sequence[str]] | None = None
+) -> tuple[Sequence[Row], Sequence[Row]]:
     """Rows to train on, and `count` rows kept aside, drawn by the seed.
 
     Rows with the same prompt stay on one side, else the validation loss would praise memory. Where that would keep too
     few aside (one prompt has most of the rows) it is the rows with the same tokens; where all are alike they are split
     all the same.
+
+    `labels`: those of a row. Each is kept aside in its share, and some of its rows are always left to train on: fewer
+    than `count` rows are kept aside where that leaves no other choice, none where every label has a single row.
     """
     if count == 0:
         return rows, []
-    group_of, sizes = alike(rows, prompts=True)
-    aside, kept = _whole_groups(sizes, count, seed)
-    if kept < _ENOUGH * count:
-        group_of, sizes = alike(rows, prompts=False)
-        aside, kept = _whole_groups(sizes, count, seed)
-    chosen = aside[group_of]
-    if not kept:
+    strata = Strata(rows, labels) if labels else None
+    aside, kept = np.zeros(0, dtype=np.bool_), 0
+    for prompts in (True, False):
+        if kept < _ENOUGH * count:
+            group_of, sizes = alike(rows, prompts)
+            drawn = strata.whole_groups(group_of, sizes, count, seed) if strata else _whole_groups(sizes, count, seed)
+            aside, kept = drawn[0][group_of], drawn[1]
+    if not kept and strata:
+        aside, kept = strata.whole_groups(np.arange(len(rows)), [1] * len(rows), count, seed)
+    elif not kept:
         seen = [0] * len(sizes)
         for place, group in enumerate(group_of.tolist()):
             seen[group] += 1
             if seen[group] <= count and kept < count:
-                chosen[place] = True
+                aside[place] = True
                 kept += 1
-    return take(rows, np.flatnonzero(~chosen)), take(rows, np.flatnonzero(chosen))
+    return take(rows, np.flatnonzero(~aside)), take(rows, np.flatnonzero(aside))
 
 
 def _whole_groups(sizes: list[int], count: int, seed: int) -> tuple[np.ndarray, int]:

@@ -215,7 +215,8 @@ class Attempt:
             self._files.directory,
         )
         count = spec.training.validation_rows(len(rows))
-        train, validation = split(rows, count, spec.training.seed)
+        labels = task.target_labels if spec.training.stratified and task.head in READERS else None
+        train, validation = split(rows, count, spec.training.seed, labels)
         logger.info("%d rows to train on, %d for validation, %d left out", len(train), len(validation), left_out)
         return train, validation, left_out
 

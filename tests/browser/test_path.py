@@ -98,7 +98,7 @@ def test_from_an_uploaded_file_to_a_kept_sample(page: Page, watch: Watch, server
     page.get_by_role("button", name="All settings").click()
     expect(number(page, "Most steps")).to_have_value("0")
     page.locator(".choices label", has_text="Quick").click()
-    expect(number(page, "Most steps")).to_have_value("40")  # the preset has set what it sets
+    expect(number(page, "Most steps")).to_have_value("80")  # the preset has set what it sets
     for label, value in (("Epochs", "3"), ("Most steps", str(STEPS)), ("Maximum length", "96")):
         number(page, label).fill(value)
         number(page, label).press("Tab")
