@@ -263,8 +263,9 @@ class Task:
         """What a head learns of each token, "" where nothing; empty where it learns of the whole text."""
         return ()
 
-    def target_labels(self, encoded: Encoded) -> Sequence[str]:
-        """The labels that a row carries, each time it does: how balanced a dataset is comes from counting them."""
+    def target_labels(self, encoded: Encoded | Row) -> Sequence[str]:
+        """The labels that a row carries, each time it does: how balanced a dataset is comes from counting them,
+        and in their shares rows are kept aside to validate with."""
         return ()
 
     def check_labels(self, params: Any, counts: dict[str, int], rows: int) -> tuple[list[str], list[str]]:
