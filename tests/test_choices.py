@@ -15,6 +15,7 @@ from app.train.layers import layers_html
 from app.train.methods import chosen_method, methods_html
 from app.train.starting import Starting
 from app.train.widgets import Widgets
+from jobs.data.columns import Mapping, Shape
 from jobs.errors import UserError
 from jobs.hardware import this_machine
 from jobs.methods import all_methods
@@ -152,11 +153,11 @@ def test_a_plan_that_ends_after_a_newer_one_shows_nothing(
     def overtaken(*given: Any) -> Any:
         if not newer:
             newer.append(None)
-            newer[0] = starting.plan(request(order=2), *values)
+            newer[0] = starting.plan(request(order=2), None, *values)
         return plan(*given)
 
     monkeypatch.setattr(service.planning, "plan", overtaken)
-    assert starting.plan(request(order=1), *values) == {}
+    assert starting.plan(request(order=1), None, *values) == {}
     assert widgets.summary in newer[0]
 
 
@@ -196,7 +197,7 @@ def test_where_no_task_fits_a_model_that_does_is_one_press_away(
     shown = choosing.open(request(dataset=str(chats), base=str(reader)), "")
     assert f'href="train?dataset={chats}&amp;base={writer.id}"' in shown[widgets.task_words]
     values = [_value(shown.get(each, each.value)) for each in widgets.inputs]
-    planned = Starting(service, widgets).plan(request(order=1), *values)
+    planned = Starting(service, widgets).plan(request(order=1), None, *values)
     assert f"Train {writer.name}" in planned[widgets.words]
     assert 'class="methods"' in planned[widgets.cards]  # the methods are to be seen all the same
 
@@ -236,13 +237,41 @@ def test_a_setting_that_cannot_be_is_marked_at_its_field(service: Service, base:
     at[widgets.training["learning_rate"]] = "50"
     at[widgets.training["epochs"]] = None
     starting = Starting(service, widgets)
-    marks = starting.plan(request(order=1), *at.values())[widgets.marks]
+    marks = starting.plan(request(order=1), None, *at.values())[widgets.marks]
     assert '<li data-field="field-learning-rate">The most is ' in marks
     assert '<li data-field="field-epochs">Epochs is empty. ' in marks
     assert marks.count("<li") == 2
     at[widgets.training["learning_rate"]], at[widgets.training["epochs"]] = "0.001", 1
     at[widgets.training["max_length"]] = 4_000  # more than the tiny model was made for
-    marks = starting.plan(request(order=2), *at.values())[widgets.marks]
+    marks = starting.plan(request(order=2), None, *at.values())[widgets.marks]
     assert marks.count("<li") == 1 and '<li data-field="field-max-length">' in marks and "was made for" in marks
     at[widgets.training["max_length"]] = 64
-    assert starting.plan(request(order=3), *at.values())[widgets.marks] == ""
+    assert starting.plan(request(order=3), None, *at.values())[widgets.marks] == ""
+
+
+def test_a_page_that_nobody_has_touched_has_a_task_that_its_model_can_do_and_says_you_set_nothing(
+    service: Service, base: int, reader: int, tmp_path: Path
+) -> None:
+    pairs = add(service, tmp_path / "pairs.csv", "en,fr\n" + "One cat,Un chat\nTwo dogs,Deux chiens\n" * 8)
+    service.datasets.set_mapping(pairs, Mapping(shape=Shape.REWRITE, columns={"source": "en", "target": "fr"}))
+    with gr.Blocks():
+        widgets = Widgets()
+    shown = Choosing(service, widgets).open(request(dataset=str(pairs)), "")
+    assert _value(shown[widgets.base]) == base
+    offered = {each.name: each.problems for each in service.planning.tasks(pairs, base)}
+    assert offered[shown[widgets.task]] == ()
+    refused = [problem for problems in offered.values() for problem in problems]
+    assert refused and all(problem.startswith("This dataset suggests ") for problem in refused)
+    assert "You set" not in shown[widgets.task_words]
+
+
+def test_start_lists_every_setting_that_cannot_be(service: Service, base: int, labelled: int) -> None:
+    with gr.Blocks():
+        widgets = Widgets()
+    shown = Choosing(service, widgets).open(request(dataset=str(labelled), base=str(base)), "")
+    at = {each: _value(shown.get(each, each.value)) for each in widgets.inputs}
+    wrong = ("learning_rate", "epochs", "max_length", "batch_size")
+    at |= dict.fromkeys((widgets.training[name] for name in wrong), -1)
+    with pytest.raises(UserError) as refused:
+        list(Starting(service, widgets).start(request(), *at.values()))
+    assert len(refused.value.problems) == len(wrong)

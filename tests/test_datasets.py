@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from app.dataset.top import top_html
 from jobs.data.columns import Mapping, Shape
 from jobs.data.values import score_of
 from jobs.errors import UserError
@@ -177,7 +178,13 @@ def test_a_dataset_that_a_run_uses_stays(datasets: Datasets, tmp_path: Path, tin
     with write(datasets._engine) as session:
         session.add(Run(name="first", base_model_id=base.id, dataset_id=view.id, spec={}))
     assert datasets.get(view.id).runs == 1
-    with pytest.raises(UserError, match=r"used by 1 run \(first\). Delete"):
+    for refused in (datasets.check_unused, datasets.delete):
+        with pytest.raises(UserError, match=r"used by 1 run \(first\). Delete that run first"):
+            refused(view.id)
+    assert "data-question" not in top_html(datasets.get(view.id)).partition('data-action="used"')[2]
+    with write(datasets._engine) as session:
+        session.add(Run(name="second", base_model_id=base.id, dataset_id=view.id, spec={}))
+    with pytest.raises(UserError, match=r"used by 2 runs \(first, second\). Delete those runs first"):
         datasets.delete(view.id)
 
 

@@ -33,9 +33,7 @@ def top_html(view: DatasetView) -> str:
         + action_html("columns", view.id, "Change columns")
         + _first_row_html(view)
         + action_html("rename", view.id, "Rename", question="A new name for this dataset", value=view.name)
-        + action_html(
-            "delete", view.id, "Delete", question=f"Delete the dataset {view.name} and its file? This cannot be undone."
-        )
+        + _delete_html(view)
     )
     return (
         f'<div class="stack top"><header class="page-header"><h1>{escape(view.name)}</h1>'
@@ -43,6 +41,14 @@ def top_html(view: DatasetView) -> str:
         f"{figures}{note_html(view.detected, 'good' if view.sure else 'warn')}"
         f'<div class="buttons">{buttons}</div></div>'
     )
+
+
+def _delete_html(view: DatasetView) -> str:
+    """While runs use it nothing is asked: the press says which they are."""
+    if view.runs:
+        return action_html("used", view.id, "Delete")
+    question = f"Delete the dataset {view.name} and its file? This cannot be undone."
+    return action_html("delete", view.id, "Delete", question=question)
 
 
 def _first_row_html(view: DatasetView) -> str:

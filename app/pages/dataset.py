@@ -150,6 +150,9 @@ def build(service: Service) -> None:
         pressed, dataset_id = action_of(event), _id(request)
         if pressed.action == "rename":
             yield {top: top_html(service.datasets.rename(dataset_id, pressed.value))}
+        elif pressed.action == "used":
+            service.datasets.check_unused(dataset_id)
+            yield {top: top_html(service.datasets.get(dataset_id))}  # its runs are gone by now: the next press asks
         elif pressed.action == "delete":
             service.datasets.delete(dataset_id)
             yield {left: "datasets"}

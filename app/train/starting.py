@@ -118,7 +118,9 @@ class Starting:
         yield {w.start: gr.Button("Starting ...", interactive=False), w.started: None}
         try:
             draft = w.settings(values).draft
-            report = None
+            # What can be said without reading a row comes first, all of it.
+            report = self._checks.get(draft)
+            UserError.raise_all(self._service.planning.plan(draft, report).problems)
             for news in self._checks.run(draft):
                 if isinstance(news, Preflight):
                     report = news

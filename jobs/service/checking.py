@@ -64,7 +64,7 @@ def _data_problems(parts: Parts) -> Iterator[str]:
         return
     if mapping.shape not in task.shapes:
         yield (
-            f"You set the task to {task.label}, but {dataset.name!r} holds {mapping.shape} data. "
+            f"The task is {task.label}, but {dataset.name!r} holds {mapping.shape} data. "
             f"Choose the task {task_for(mapping.shape).label}, or change its columns."
         )
     else:

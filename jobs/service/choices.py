@@ -81,7 +81,10 @@ def _task_problems(task: Task, mapping: Mapping, shape: ModelShape | None) -> li
     if shape is None:
         return []
     params = type(task).Params(**suggested(task, mapping, shape))
-    return [*task.check_data(params, mapping, shape.has_chat_template), *task.check_model(params, shape)]
+    problems = [*task.check_data(params, mapping, shape.has_chat_template), *task.check_model(params, shape)]
+    # Nobody has chosen it: it is one of those that the data offers.
+    chosen, offered = f"The task is {task.label}, but ", f"This dataset suggests {task.label}, but "
+    return [problem.replace(chosen, offered) for problem in problems]
 
 
 def methods_for(

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from jobs.data import store
 from jobs.data.columns import ROLES, Mapping, column_paths
@@ -232,15 +233,17 @@ class Datasets:
             session.get_one(Dataset, dataset_id).name = name
         return self.get(dataset_id)
 
+    def check_unused(self, dataset_id: int) -> None:
+        """Raises UserError with the names of the runs that use it."""
+        view = self.get(dataset_id)
+        with read(self._engine) as session:
+            _check_unused(session, view)
+
     def delete(self, dataset_id: int) -> None:
         """Remove rows and file. Raises UserError while a run uses it."""
         view = self.get(dataset_id)
         with write(self._engine) as session:
-            used = session.scalars(select(Run.name).where(Run.dataset_id == dataset_id).limit(4)).all()
-            if used:
-                runs = "1 run" if view.runs == 1 else f"{view.runs} runs"
-                named = ", ".join(used[:3]) + (" and more" if len(used) > 3 else "")
-                raise UserError(f"{view.name} is used by {runs} ({named}). Delete those runs first.")
+            _check_unused(session, view)
             session.delete(session.get_one(Dataset, dataset_id))
         shutil.rmtree(self._home.dataset(view.fingerprint), ignore_errors=True)
 
@@ -411,6 +414,14 @@ def _view(row: Dataset, runs: int) -> DatasetView:
         created_at=row.created_at,
         runs=runs,
     )
+
+
+def _check_unused(session: Session, view: DatasetView) -> None:
+    used = session.scalars(select(Run.name).where(Run.dataset_id == view.id)).all()
+    if used:
+        runs, those = ("1 run", "that run") if len(used) == 1 else (f"{len(used)} runs", "those runs")
+        named = ", ".join(used[:3]) + (" and more" if len(used) > 3 else "")
+        raise UserError(f"{view.name} is used by {runs} ({named}). Delete {those} first.")
 
 
 def _plain_filename(filename: str) -> str:

@@ -146,7 +146,7 @@ class Seq2Seq(_Rewriting):
         if shape.model_type in OF_LANGUAGES:
             why = "must be told the languages in a way of its own, which Graft does not do"
         return [
-            f"You set the task to {self.label}, but a base model of the kind {shape.model_type} {why}. Choose one of "
+            f"The task is {self.label}, but a base model of the kind {shape.model_type} {why}. Choose one of "
             "T5's, BART's or Pegasus' kind, such as google/flan-t5-small, or a decoder."
         ]
 
