@@ -155,17 +155,17 @@ class Task:
             return []
         takes = " or ".join(shape.value for shape in self.shapes)
         return [
-            f"You set the task to {self.label}, but the dataset is mapped as {mapping.shape.value}. "
+            f"The task is {self.label}, but the dataset is mapped as {mapping.shape.value}. "
             f"Map its columns as {takes}, or choose another task."
         ]
 
     def check_model(self, params: Any, shape: ModelShape) -> list[str]:
         """Why a model of this kind cannot do the task; empty where it can."""
         if shape.family not in _FAMILIES[self.head]:
-            return [f"You set the task to {self.label}, but {_CANNOT[self.head, shape.family]}"]
+            return [f"The task is {self.label}, but {_CANNOT[self.head, shape.family]}"]
         if self.head in READERS and not has_head(self.head, shape.model_type, shape.family == "encoder"):
             return [
-                f"You set the task to {self.label}, but transformers has no such head for models of the kind "
+                f"The task is {self.label}, but transformers has no such head for models of the kind "
                 f"{shape.model_type}. {_READER}"
             ]
         return []
