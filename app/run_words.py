@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from app.components import bytes_text, duration_text
 from jobs.errors import UserError
 from jobs.frozen import Frozen
-from jobs.methods import method
+from jobs.methods import all_methods, method
 from jobs.service import Service
 from jobs.service.runs import RunView
 from jobs.spec import TrainingParams
@@ -36,6 +36,7 @@ def header(service: Service, run: RunView) -> dict[str, Any]:
         "predicted_memory": run.predicted_memory,
         "peak_memory": run.peak_memory,
         "adapter_id": run.adapter_id,
+        "result": "model" if full(run.spec.method) else "adapter",
         "try_it": try_it(run.spec.task, run.adapter_id) if run.adapter_id else None,
         "can_stop": not run.state.ended and not run.stop_requested,
         "can_resume": run.can_resume,
@@ -46,6 +47,12 @@ def header(service: Service, run: RunView) -> dict[str, Any]:
         "trained_seconds": run.trained_seconds,
         "ended_at": run.ended_at.timestamp() if run.ended_at else None,
     }
+
+
+def full(method_name: str) -> bool:
+    """Whether what it trains is a whole model, and no adapter."""
+    known = all_methods().get(method_name)  # None: of a later version
+    return known is not None and known.trains_base
 
 
 def try_it(task_name: str, adapter_id: int) -> tuple[str, str]:

@@ -209,7 +209,8 @@ def build(service: Service) -> None:
             names = names_of(chat.base_model_id, chat.panes)
             latest: dict[int, Delta] = {}
             status, drawn_at = "Thinking", 0.0
-            yield {heads: panes_html(names), live: live_html(text, latest, names, status)}
+            before = history_html(chat.answers, names)  # a chat's first question takes the place of "Nothing said yet"
+            yield {heads: panes_html(names), history: before, live: live_html(text, latest, names, status)}
             answers = service.playground.ask(number, text, sampling.read(drawn))
             try:
                 for news in answers:

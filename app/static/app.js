@@ -44,6 +44,20 @@
   }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
   applyTheme();
 
+  // A card of choices is one text, its name and a line break before what explains it: a name may take two lines on a
+  // narrow card, so it gets an element. Gradio's own text node stays, because Gradio writes into it.
+  function nameCards() {
+    for (const span of document.querySelectorAll(".choices label span")) {
+      const text = [...span.childNodes].find((node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
+      const end = text ? text.data.indexOf("\n") : -1;
+      if (end < 1) continue;
+      const name = span.querySelector("b") || span.insertBefore(document.createElement("b"), text);
+      name.textContent = text.data.slice(0, end).trim();
+      text.data = text.data.slice(end);
+    }
+  }
+  new MutationObserver(nameCards).observe(document.body, { childList: true, subtree: true, characterData: true });
+
   function page(title) {
     const full = title ? `${title} · Graft` : "Graft";
     document.title = full;

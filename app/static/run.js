@@ -149,6 +149,7 @@
       for (const name of ["chat", "download"]) this.find(name).hidden = !run.adapter_id;
       if (run.adapter_id) {
         [this.find("chat").textContent, this.find("chat").href] = run.try_it;
+        this.find("download").textContent = `Download ${run.result}`;
         this.find("download").href = `/download/adapters/${run.adapter_id}`;
       }
       this.find("progress").hidden = !(run.total_steps && !run.ended);
