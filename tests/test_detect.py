@@ -11,6 +11,7 @@ import pytest
 from jobs.data.columns import ABSENT, ROLES, Mapping, Shape, column_paths, value_at, with_value
 from jobs.data.conversation import conversation
 from jobs.data.detect import Detection, columns_for, detect
+from jobs.data.numbers import decimal_of, number, unit_of
 from jobs.data.values import check_row, extract_of, labels_of, score_of, tagged
 from jobs.errors import RowProblem
 
@@ -211,6 +212,47 @@ def test_a_number_written_otherwise_is_a_bad_row(cell: str, decimal: Any, reason
     mapping = Mapping(shape=Shape.SCORED, columns={"text": "t", "score": "s"}, decimal=decimal)
     with pytest.raises(RowProblem, match=reason):
         score_of({"s": cell}, mapping)
+
+
+@pytest.mark.parametrize("name", ["preis", "vb_2024"])
+def test_a_dirty_column_of_numbers_is_one_of_numbers_whatever_its_name(name: str) -> None:
+    cells = ["VB", "45,00 €", "", "1.250,00", *(f"{40 + n % 60},{n % 100:02}" for n in range(116))]
+    rows = [{"anzeige": f"ein Fahrrad, kaum gefahren, Nummer {n}", name: cell} for n, cell in enumerate(cells)]
+    found = detect(rows, ["anzeige", name], "csv")
+    assert found.sure and found.mapping and found.mapping.shape is Shape.SCORED
+    assert found.mapping.columns == {"text": "anzeige", "score": name}
+    assert found.fits == 118, "the other two are bad rows"
+    assert 'without the "€" that stands around it ("45,00 €")' in found.text and "a decimal comma" in found.text
+    assert [score_of(rows[place], found.mapping) for place in (1, 3)] == [45, 1250]
+    with pytest.raises(RowProblem, match="is not a number"):
+        score_of(rows[0], found.mapping)
+
+
+@pytest.mark.parametrize(
+    ("cells", "unit", "numbers"),
+    [
+        (["2 kg", "0.5kg", "12"], "kg", [2, 0.5, 12]),
+        (["45%", "7.5 %", "100 %"], "%", [45, 7.5, 100]),
+        (["$1,200.50", "$3", "USD 20", "20 usd"], "$", [1200.5, 3, 20, 20]),
+        (["€ 45,50", "3 EUR", "1.250,00 Euro"], "€", [45.5, 3, 1250]),
+        (["2 kg", "3 kg", "500 g"], "kg", [2, 3, None]),
+        (["one", "4.5", "4 of 5"], "", [None, 4.5, None]),
+    ],
+)
+def test_one_unit_is_read_away_around_numbers_and_another_is_not(
+    cells: list[str], unit: str, numbers: list[float | None]
+) -> None:
+    assert unit_of(cells) == unit
+    assert [number(cell, decimal_of(cells, unit), unit) for cell in cells] == numbers
+
+
+def test_numbers_that_count_the_rows_or_are_few_are_no_scores() -> None:
+    rows: list[dict[str, Any]] = [{"words": f"a text of some words {n}", "nr": str(n), "page": ""} for n in range(30)]
+    found = detect(rows, ["words", "nr", "page"], "csv")
+    assert found.mapping and found.mapping.shape is Shape.TEXT
+    rows = [{"words": f"a text of some words {n}", "mix": "3.5" if n % 2 else "so so, not bad"} for n in range(30)]
+    found = detect(rows, ["words", "mix"], "csv")
+    assert found.mapping and found.mapping.shape is not Shape.SCORED
 
 
 def test_several_numbered_labels_in_a_cell_are_no_decimals() -> None:

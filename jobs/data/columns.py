@@ -55,6 +55,7 @@ class Mapping(Frozen):
     columns: dict[str, str]  # role -> column name, or a path into a column that holds objects: "translation.de"
     separator: str = ""  # stands between the labels of one cell, where a cell holds several
     decimal: Decimal = ""  # how a score is written
+    unit: str = ""  # what may stand around a score, as jobs.data.numbers names it
 
     def missing(self) -> list[str]:
         """Required roles that have no column."""
@@ -156,7 +157,7 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     ),
     "score": (
         *("score", "similarity", "similarity score", "rating", "stars", "grade", "value", "quality", "points", "price"),
-        *("relevance", "strength", "intensity", "valence"),
+        *("relevance", "strength", "intensity", "valence", "preis", "prix", "precio", "prezzo", "prijs"),
         *("bewertung", "wertung", "punkte", "sterne", "note", "nota", "voto", "puntuación", "valoración", "cijfer"),
     ),
     "tokens": ("tokens", "words", "token"),

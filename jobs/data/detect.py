@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from jobs.data.columns import ROLES, SHAPE_LABELS, SPELLINGS, Mapping, Shape, column_paths, plain_name
 from jobs.data.guesses import ABOUT, CLEAR, LIKELY, VAGUE, Guess, Look, guesses, is_text, separator
-from jobs.data.numbers import Decimal, decimal_of
+from jobs.data.numbers import Decimal, decimal_of, unit_of
 from jobs.data.values import check_row
 from jobs.errors import RowProblem
 from jobs.frozen import Frozen
@@ -131,9 +131,11 @@ def separator_of(rows: list[dict[str, Any]], column: str) -> str:
     return separator(Look(rows, [column]).values(column))
 
 
-def numbers_of(rows: list[dict[str, Any]], column: str) -> Decimal:
-    """How the column writes its numbers."""
-    return decimal_of(Look(rows, [column]).values(column))
+def numbers_of(rows: list[dict[str, Any]], column: str) -> tuple[Decimal, str]:
+    """How the column writes its numbers, and the unit around them."""
+    values = Look(rows, [column]).values(column)
+    unit = unit_of(values)
+    return decimal_of(values, unit), unit
 
 
 def _fits(row: dict[str, Any], mapping: Mapping) -> bool:

@@ -5,6 +5,7 @@ A guess looks at a sample of rows only, and never at whether they are good: that
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 
 from jobs.data.columns import ABSENT, LANGUAGES, SPELLINGS, Mapping, Shape, column_paths, plain_name, value_at
 from jobs.data.conversation import CONTENT_KEYS, ROLE_KEYS, turn_items
-from jobs.data.numbers import decimal_of, is_number, number
+from jobs.data.numbers import decimal_of, is_number, number, unit_of
 from jobs.data.preferences import thumb
 from jobs.errors import RowProblem
 
@@ -20,6 +21,8 @@ CLEAR, LIKELY, VAGUE = 3, 2, 1
 ABOUT = ("id", "url", "source", "title", "date", "author", "meta", "timestamp", "lang", "language", "category", "name")
 _SEPARATORS = ("|", ";", ",")
 _LABEL_CHARS = 60
+_NEARLY_ALL = 0.9  # of the cells: a column of numbers
+_FEW_NUMBERS = 5  # cells that alone prove nothing of a column without a telling name
 
 
 @dataclass(frozen=True)
@@ -264,24 +267,49 @@ def _judged(look: Look, without: str) -> dict[str, str] | None:
 def _scored(look: Look) -> Guess | None:
     by_name = look.named("score")
     score = by_name or look.named("label")
-    if not score or look.share(score, is_number) < 0.5 or not (texts := _judged(look, score)):
+    unnamed = None if score else _only_numbers(look)
+    score = score or unnamed
+    if not score or not (texts := _judged(look, score)):
         return None
     values = look.values(score)
-    decimal = decimal_of(values)
-    numbers = [found for value in values if (found := number(value, decimal)) is not None]
+    unit = unit_of(values)
+    decimal = decimal_of(values, unit)
+    numbers = [found for value in values if (found := number(value, decimal, unit)) is not None]
     if len(numbers) < 0.5 * len(look.rows):
         return None
     whole = all(found.is_integer() for found in numbers)
-    if whole and not by_name:
+    if whole and not (by_name or unit or unnamed):
         return None  # numbers for names
-    if decimal and not by_name and separator(values):
+    if decimal and not (by_name or unnamed) and separator(values):
         return None  # numbers for names, several in a cell
-    mapping = Mapping(shape=Shape.SCORED, columns={**texts, "score": score}, decimal=decimal)
+    mapping = Mapping(shape=Shape.SCORED, columns={**texts, "score": score}, decimal=decimal, unit=unit)
     said = f'Scores: "{score}" is a number for {_quoted(texts)}'
     if decimal:
         shown = max((str(value).strip() for value in values if "," in str(value)), key=len)
         said += f' with {"a decimal comma" if decimal == "," else "commas between thousands"} ("{shown[:20]}")'
-    return Guess(mapping, said, CLEAR if not whole else LIKELY)
+    if unit:
+        shown = next(str(value).strip() for value in values if isinstance(value, str) and unit_of([value]) == unit)
+        said += f', without the "{unit}" that stands around it ("{shown[:20]}")'
+    strength = (VAGUE if unnamed else LIKELY) if whole else LIKELY if unnamed else CLEAR
+    return Guess(mapping, said, strength)
+
+
+def _only_numbers(look: Look) -> str | None:
+    """The one column, whatever its name, of which nearly all cells are numbers; not one that counts the rows."""
+    found = []
+    for column in look.columns:
+        values = look.values(column)
+        unit = unit_of(values)
+        if plain_name(column) in ABOUT or len(values) < max(_FEW_NUMBERS, 0.5 * len(look.rows)):
+            continue
+        if sum(is_number(value, unit) for value in values) < _NEARLY_ALL * len(values):
+            continue
+        decimal = decimal_of(values, unit)
+        numbers = [each for value in values if (each := number(value, decimal, unit)) is not None]
+        rises = all(before < after for before, after in itertools.pairwise(numbers))
+        if len(set(numbers)) > 1 and not (rises and all(each.is_integer() for each in numbers)):
+            found.append(column)
+    return found[0] if len(found) == 1 else None
 
 
 def _labelled(look: Look) -> Guess | None:

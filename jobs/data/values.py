@@ -65,7 +65,7 @@ def labels_of(row: dict[str, Any], mapping: Mapping) -> tuple[str, ...]:
 def score_of(row: dict[str, Any], mapping: Mapping) -> float:
     column = mapping.columns["score"]
     value = _present(row, column)
-    score = float(value) if isinstance(value, bool) else number(value, mapping.decimal)
+    score = float(value) if isinstance(value, bool) else number(value, mapping.decimal, mapping.unit)
     if score is None:
         how = " with a decimal comma" if mapping.decimal == "," else ""
         raise RowProblem(f"its {column!r} is not a number{how} ({str(value)[:40]!r})")

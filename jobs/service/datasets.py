@@ -213,12 +213,14 @@ class Datasets:
         chosen = ", ".join(f'{role} is "{column}"' for role, column in columns.items())
         sample = self.sample(dataset_id)
         separator = separator_of(sample, columns["label"]) if "label" in columns else ""
-        decimal = (mapping.decimal or numbers_of(sample, columns["score"])) if "score" in columns else ""
+        decimal, unit = numbers_of(sample, columns["score"]) if "score" in columns else ("", "")
+        decimal = (mapping.decimal or decimal) if "score" in columns else ""
         how = {".": ", with commas between thousands", ",": ", with a decimal comma"}.get(decimal, "")
+        how += f', without the "{unit}" around it' if unit else ""
         fit = {each.name for each in fitting(mapping.shape)}
         with write(self._engine) as session:
             row = session.get_one(Dataset, dataset_id)
-            kept = Mapping(shape=mapping.shape, columns=columns, separator=separator, decimal=decimal)
+            kept = Mapping(shape=mapping.shape, columns=columns, separator=separator, decimal=decimal, unit=unit)
             row.mapping = kept.model_dump(mode="json")
             row.mends = [ref.model_dump(mode="json") for ref in view.mends if ref.name in fit]
             row.detection = {**row.detection, "text": f"Chosen by you: {chosen}{how}.", "sure": True}
