@@ -30,9 +30,9 @@ from jobs.data.columns import Mapping, Shape
 from jobs.data.readers import Row
 from jobs.data.store import RowWriter
 from jobs.hardware import this_machine
-from jobs.kept import Lengths
 from jobs.loops import choose
-from jobs.memory import estimate
+from jobs.memory.estimate import estimate
+from jobs.memory.kept import Lengths
 from jobs.methods import method
 from jobs.result import Result
 from jobs.rpc import child_environment

@@ -2,7 +2,7 @@
 
 What costs no quality goes first: fewer rows at once with as many a step, then recomputation, then a base in fewer bits,
 then rows no longer than nearly all of them are, and a smaller rank at the very end. Ends at settings and sentences: it
-starts nothing, and estimates with jobs.memory alone.
+starts nothing, and estimates with jobs.memory.estimate alone.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
-from jobs.kept import Lengths
 from jobs.loops import Choice, choose
-from jobs.memory import Estimate, estimate, fits
+from jobs.memory.estimate import Estimate, estimate, fits
+from jobs.memory.kept import Lengths
 from jobs.methods.base import Method
 from jobs.shape import ModelShape
 from jobs.spec import TrainingParams

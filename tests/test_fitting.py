@@ -9,8 +9,8 @@ import pytest
 
 from jobs.fitting import Fitted, Run, fit
 from jobs.hardware import Hardware
-from jobs.kept import Lengths
-from jobs.memory import fits
+from jobs.memory.estimate import fits
+from jobs.memory.kept import Lengths
 from jobs.methods import all_methods, method
 from jobs.spec import TrainingParams
 from jobs.tasks import task

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import kept_packed
 from jobs.hardware import Hardware
-from jobs.kept import Case, Lengths
 from jobs.loops import LoopName
-from jobs.memory import LABELS, Estimate, estimate
+from jobs.memory import packed
+from jobs.memory.estimate import LABELS, Estimate, estimate
+from jobs.memory.kept import Case, Lengths
 from jobs.methods import method
 from jobs.shape import LinearModule, ModelShape, Vector, read_shape
 from jobs.spec import TrainingParams
@@ -252,19 +252,19 @@ def test_the_packed_loop_keeps_what_is_counted(family: str, tmp_path: Path) -> N
     training = TrainingParams(batch_size=8, max_length=64)
     lengths = Lengths(longest=64, mean=tokens / 8, spread=0.0)
     case = Case(shape, lora, lora.Params(r=4), training, CPU, 4, lengths, 1, None)  # type: ignore[attr-defined]
-    layers = tokens * shape.layers * kept_packed.layer(case)
+    layers = tokens * shape.layers * packed.layer(case)
     # Besides the last norm's input, and the slopes of the half of the places that is trained.
     counted = layers + 1.5 * tokens * shape.hidden_size * 4
-    assert counted == pytest.approx(sum(held.values()), rel=0.03 if family in kept_packed.FUSED else 0.1)
+    assert counted == pytest.approx(sum(held.values()), rel=0.03 if family in packed.FUSED else 0.1)
 
 
 def test_what_is_counted_of_the_packed_loop_is_what_it_does() -> None:
     pytest.importorskip("torch")
     from jobs.training.packed import head, layers, passes
 
-    assert kept_packed.FUSED == layers.FUSED
-    assert kept_packed.CHUNK == head.CHUNK
-    assert kept_packed.LAUNCH_BOUND == passes._LAUNCH_BOUND
+    assert packed.FUSED == layers.FUSED
+    assert packed.CHUNK == head.CHUNK
+    assert packed.LAUNCH_BOUND == passes._LAUNCH_BOUND
 
 
 def test_an_evaluation_that_needs_more_than_a_recomputed_step_counts() -> None:

@@ -14,7 +14,7 @@ import pytest
 from jobs.errors import UserError
 from jobs.events import Answers, Phase, Started
 from jobs.hardware import Hardware
-from jobs.memory import estimate
+from jobs.memory.estimate import estimate
 from jobs.methods import method
 from jobs.methods.base import Context
 from jobs.methods.bottleneck import places

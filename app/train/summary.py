@@ -7,7 +7,7 @@ from urllib.parse import quote
 from app.components import bytes_text, count_text, duration_text, escape, note_html, problems_html
 from app.preflight import notes_html
 from app.train.methods import percent_text
-from jobs.memory import LABELS, Estimate
+from jobs.memory.estimate import LABELS, Estimate
 from jobs.service import Service
 from jobs.service.datasets import Preflight
 from jobs.service.models import BaseModelView

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from jobs.hardware import Hardware
-from jobs.kept import FP32
+from jobs.memory.kept import FP32
 from jobs.methods.base import Context
 from jobs.methods.layered import LayerMethod
 from jobs.methods.products import shared_inputs, whole_differences

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
-from jobs.kept import FP32
+from jobs.memory.kept import FP32
 from jobs.methods.base import Context, Method
 from jobs.methods.targets import TargetRow, linears_of, table, target_problems, targeted
 from jobs.shape import LinearModule, ModelShape

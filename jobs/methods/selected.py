@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from jobs.hardware import Hardware
-from jobs.kept import FP32
-from jobs.memory import compute_bytes
+from jobs.memory.estimate import compute_bytes
+from jobs.memory.kept import FP32
 from jobs.methods.base import Context, Method
 from jobs.methods.layered import SHARED
 from jobs.shape import ModelShape

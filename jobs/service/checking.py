@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.data.columns import Mapping
 from jobs.hardware import Hardware
-from jobs.memory import Estimate
+from jobs.memory.estimate import Estimate
 from jobs.methods.base import Method
 from jobs.service.choices import task_problem
 from jobs.service.datasets import DatasetView, Preflight

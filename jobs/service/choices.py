@@ -14,9 +14,9 @@ from jobs.data.columns import Mapping
 from jobs.data.templates import USUAL
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
-from jobs.kept import Lengths
 from jobs.loops import choose
-from jobs.memory import estimate, fits
+from jobs.memory.estimate import estimate, fits
+from jobs.memory.kept import Lengths
 from jobs.methods import all_methods
 from jobs.methods.base import Method
 from jobs.presets import Preset

@@ -12,9 +12,9 @@ from jobs.fields import problems_of
 from jobs.fitting import Fitted, Run, fit
 from jobs.frozen import Frozen
 from jobs.hardware import this_machine
-from jobs.kept import Lengths
 from jobs.loops import Choice
-from jobs.memory import Estimate, fits
+from jobs.memory.estimate import Estimate, fits
+from jobs.memory.kept import Lengths
 from jobs.methods import method as find_method
 from jobs.pace import tokens_seen
 from jobs.presets import preset as find_preset

@@ -13,7 +13,7 @@ from jobs.frozen import Frozen
 from jobs.hardware import this_machine
 from jobs.inference.client import PredictorClient
 from jobs.inference.slot import Slot
-from jobs.memory import compute_bytes
+from jobs.memory.estimate import compute_bytes
 from jobs.rpc import ChildDied
 from jobs.service.models import AdapterView, BaseModelView, Models
 from jobs.service.playground import Status
@@ -168,8 +168,8 @@ class Predictions:
             done = 0
             with contextlib.closing(seat.client.predict(folders, inputs)) as replies:
                 for reply in replies:
-                    if reply.status:
-                        yield Doing(text=reply.status, adapter_ids=asked[done:])
+                    if reply.loading:
+                        yield Doing(text=self._loading(base, gone), adapter_ids=asked[done:])
                     if reply.predictions is not None:
                         view, card, _ = items[done]
                         done += 1

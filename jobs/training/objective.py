@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from jobs.kept_packed import EVALUATED_AT_ONCE
+from jobs.memory.packed import EVALUATED_AT_ONCE
 from jobs.tasks.base import Encoded, Scores, Task
 from jobs.training.data import Row, in_batches
 

@@ -6,7 +6,7 @@ tests/test_memory.py holds this against what autograd really saves.
 
 from __future__ import annotations
 
-from jobs.kept import FP32, Case, Kept
+from jobs.memory.kept import FP32, Case, Kept
 
 # As in jobs.training.packed, which imports torch; a test compares them.
 FUSED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")

@@ -1,19 +1,20 @@
 """The memory estimate: what a run will need at its peak, part by part, from sizes alone. Reads no weights.
 
-Each training loop keeps other things for the backward pass: jobs.kept_packed and jobs.kept_plain count them. Here is
-what both hold besides (weights, gradients, moments), and the sum. Sources of the sizes: Korthikanti et al. 2022
-(activations a layer), Dettmers et al. 2022 (8 bits and a scale a row), Dettmers et al. 2023 (NF4: 4 bits and a scale
-per 64 weights, the scales again in 8 bits with double quantization).
+Each training loop keeps other things for the backward pass: packed.py and plain.py count them. Here is what both hold
+besides (weights, gradients, moments), and the sum. Sources of the sizes: Korthikanti et al. 2022 (activations a layer),
+Dettmers et al. 2022 (8 bits and a scale a row), Dettmers et al. 2023 (NF4: 4 bits and a scale per 64 weights, the
+scales again in 8 bits with double quantization).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jobs import kept_packed, kept_plain
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
-from jobs.kept import FP32, Case, Lengths
+from jobs.memory import packed as packed_loop
+from jobs.memory import plain as plain_loop
+from jobs.memory.kept import FP32, Case, Lengths
 from jobs.shape import ModelShape
 from jobs.spec import TrainingParams
 
@@ -92,7 +93,7 @@ def estimate(
     )
     trainable = method.trainable(params, shape) + (head or 0)
     packed = loop == "packed"
-    kept = kept_packed.kept(case) if packed else kept_plain.kept(case)
+    kept = packed_loop.kept(case) if packed else plain_loop.kept(case)
     narrow = width if packed and width < FP32 else 0  # beside what is trained, and its gradients, stand narrow copies
     gradients = trainable * (FP32 + narrow)
     if method.trains_base and training.gradient_accumulation == 1:

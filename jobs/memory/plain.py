@@ -6,7 +6,7 @@ What the base's own layers keep is counted here; what a method's keep besides is
 
 from __future__ import annotations
 
-from jobs.kept import FP32, Case, Kept
+from jobs.memory.kept import FP32, Case, Kept
 
 # Products' workspaces and what the allocator keeps, measured on an H100: the same for a model of 135 million and of a
 # billion parameters, but for a small share of what comes and goes.
