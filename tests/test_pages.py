@@ -20,6 +20,7 @@ from app.callbacks import ORDER, Latest, guarded, query_number
 from app.drafts import Checks, Starts
 from app.pages.datasets import datasets_html
 from app.preflight import histogram_html, preview_html, report_html
+from app.run_words import full
 from app.train.summary import check_line_html
 from jobs.errors import UserError
 from jobs.service import Service
@@ -337,3 +338,7 @@ def test_a_data_check_is_remembered_until_its_settings_change(home: Home, tiny_l
         assert checks.get(draft) is None, "its rows are other ones now"
     finally:
         service.close()
+
+
+def test_a_full_fine_tuning_leaves_a_model_and_anything_else_an_adapter() -> None:
+    assert [full(name) for name in ("full", "lora", "bitfit", "of a later version")] == [True, False, False, False]

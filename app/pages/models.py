@@ -10,7 +10,7 @@ from app.actions import action_html, action_list, action_of
 from app.blocks import markup
 from app.callbacks import Shown, guarded
 from app.components import bytes_text, card, count_text, escape, note_html, page_header, when_text
-from app.run_words import label, talks, try_it
+from app.run_words import full, label, talks, try_it
 from jobs.errors import UserError
 from jobs.methods import method as find_method
 from jobs.service import Service
@@ -154,6 +154,7 @@ def adapters_html(views: list[AdapterView]) -> str:
 
 def _adapter_html(view: AdapterView) -> str:
     taught = f"{label(find_method, view.method)}, {label(find_task, view.task)}"
+    kind = "model" if full(view.method) else "adapter"
     return (
         f'<article class="card"><h3>{escape(view.name)}</h3><p class="hint">{escape(taught)}'
         f" on {escape(view.base_model)} · {escape(when_text(view.created_at))}</p>"
@@ -163,12 +164,12 @@ def _adapter_html(view: AdapterView) -> str:
         f'<div class="buttons"><a class="button primary" href="{try_it(view.task, view.id)[1]}">'
         f"{'Chat' if talks(view.task) else 'Try'}</a>"
         f'<a class="button" href="download/adapters/{view.id}" download>Download</a>'
-        + action_html("rename", view.id, "Rename", question="A new name for this adapter", value=view.name)
+        + action_html("rename", view.id, "Rename", question=f"A new name for this {kind}", value=view.name)
         + action_html(
             "delete",
             view.id,
             "Delete",
-            question=f"Delete the adapter {view.title}? Samples made with it stay. This cannot be undone.",
+            question=f"Delete the {kind} {view.title}? Samples made with it stay. This cannot be undone.",
         )
         + "</div></article>"
     )

@@ -82,7 +82,7 @@ class Child:
             request.send(said.model_dump(mode="json"))
 
     def _say_loading(self, request: Request) -> None:
-        request.send(Predicted(status=f"Loading {self._base.name}").model_dump(mode="json"))
+        request.send(Predicted(loading=True).model_dump(mode="json"))
 
 
 def _words(error: Exception) -> str:

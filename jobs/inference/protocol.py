@@ -48,7 +48,7 @@ class Reply(Frozen):
 class Predicted(Frozen):
     """One message of the predicting child: what it is doing, or what one adapter says of every input."""
 
-    status: str | None = None
+    loading: bool = False  # the adapter is not in memory yet
     predictions: tuple[Prediction, ...] | None = None
     baseline: Prediction | None = None  # what could be said without looking at the input
     seconds: float = 0.0
