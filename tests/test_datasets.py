@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from app.dataset.top import top_html
+from app.pages.datasets import datasets_html
 from jobs.data.columns import Mapping, Shape
+from jobs.data.ingest import SUMMARY, Ingested, ingest
+from jobs.data.store import ROWS
 from jobs.data.values import score_of
 from jobs.errors import UserError
 from jobs.service.datasets import Datasets, DatasetView, Preflight, Progress
@@ -66,6 +70,48 @@ def test_a_file_becomes_a_dataset_and_the_same_content_twice_is_one(datasets: Da
     assert added(datasets, a_csv(tmp_path, "copy.csv"), "../../other\nname.csv") == view
     assert datasets.list() == [view]
     assert datasets.get(view.id) == view
+
+
+def test_of_two_uploads_of_one_file_at_once_the_first_stays_as_it_is(tmp_path: Path) -> None:
+    file, home = a_csv(tmp_path), tmp_path / "datasets"
+    home.mkdir()
+    first: list[Ingested] = []
+    inode = 0
+
+    def report(share: float, text: str) -> None:
+        nonlocal inode
+        if text.startswith("Read") and not first:
+            first.append(ingest(file, file.name, home, lambda share, text: None))
+            inode = (home / first[0].fingerprint / ROWS).stat().st_ino
+
+    second = ingest(file, file.name, home, report)
+    assert second == first[0]
+    assert (home / second.fingerprint / ROWS).stat().st_ino == inode
+    assert [folder.name for folder in home.iterdir()] == [second.fingerprint]
+
+
+@pytest.mark.parametrize("broken", [ROWS, SUMMARY])
+def test_what_a_removal_has_left_of_a_dataset_gives_way(tmp_path: Path, broken: str) -> None:
+    file, home = a_csv(tmp_path), tmp_path / "datasets"
+    home.mkdir()
+    folder = home / ingest(file, file.name, home, lambda share, text: None).fingerprint
+    (folder / broken).unlink()
+    assert ingest(file, file.name, home, lambda share, text: None).rows == 31
+    assert (folder / ROWS).is_file() and (folder / SUMMARY).is_file()
+
+
+def test_the_list_says_in_short_what_the_page_says_whole(datasets: Datasets, tmp_path: Path) -> None:
+    path = tmp_path / "all.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("pairs.csv", "question,answer\n" + "".join(f"the fox {n}?,a dog {n}\n" for n in range(30)))
+        for number in range(9):
+            archive.writestr(f"a folder/other {number}.csv", f"column {number},price\nx,1\ny,2\n")
+    view = added(datasets, path)
+    assert "a folder/other 0.csv" in top_html(view)
+    shown = datasets_html([view])
+    assert "9 files with other columns are not read." in shown and "a folder" not in shown
+    chosen = datasets.set_mapping(view.id, Mapping(shape=Shape.TEXT, columns={"text": "answer"}))
+    assert chosen.brief == chosen.detected and chosen.brief.startswith("Chosen by you")
 
 
 def test_pasted_text_is_taken_in_as_what_it_looks_like(datasets: Datasets, home: Home) -> None:

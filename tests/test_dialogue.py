@@ -83,6 +83,15 @@ def test_conversations_end_where_the_text_shows_it(tmp_path: Path, text: str, sa
     assert said in reading.notes[0]
 
 
+def test_system_turns_that_come_too_late_to_be_seen_are_counted(tmp_path: Path) -> None:
+    pair = "User: a question?\nAssistant: an answer\n"
+    reading, rows, _ = read(tmp_path / "a", pair * 3_000 + f"System: Be brief.\n{pair}" * 2)
+    assert len(rows) == 3_002 and rows[-1]["question"] == "a question?"
+    assert reading.notes[-1] == "2 system turns are not read: a question with its answer has no place for one."
+    reading, _, _ = read(tmp_path / "a", pair * 20)
+    assert not any("system" in note for note in reading.notes)
+
+
 def test_a_system_turn_begins_a_conversation(tmp_path: Path) -> None:
     _, rows, _ = read(
         tmp_path / "a", "System: s\nUser: a\nAssistant: b\nUser: c\nAssistant: d\nSystem: t\nUser: e\nAI: f"

@@ -11,6 +11,7 @@ from jobs.data.columns import Mapping, Shape
 from jobs.data.findings import Finding
 from jobs.data.mends import MendRef, mend
 from jobs.data.preflight import check
+from jobs.data.values import extract_of
 from jobs.tasks import task, task_for
 from jobs.tasks.base import Task
 from tests.test_mends import CHAT, LABELS, PAIRS, TAGS, turns
@@ -200,6 +201,20 @@ def test_answers_that_teach_nothing_are_bad_rows_that_a_mend_leaves_out(tmp_path
     findings = found(tmp_path, mapping, list(rows))
     assert findings["bad rows: drop_bad"].rows == (1,)
     assert "bad rows: drop_bad" not in found(tmp_path, mapping, list(rows), MendRef(name="drop_bad"))
+
+
+def test_an_answer_that_is_said_to_start_elsewhere_is_told(tmp_path: Path) -> None:
+    mapping = Mapping(shape=Shape.EXTRACTIVE, columns={"question": "q", "context": "c", "answers": "a"})
+    context = "the fox saw the fox and the dog"
+    rows = [
+        {"q": f"who is {start}?", "c": context, "a": {"text": [text], "answer_start": [start]}}
+        for text, start in (("fox", 4), ("fox", 14), ("fox", 7), ("cat", 4), ("dog", 28))
+    ]
+    findings = found(tmp_path, mapping, [*rows, {"q": "who then?", "c": context, "a": "dog"}])
+    assert (findings["answer places"].count, findings["answer places"].rows) == (2, (2, 3))
+    assert findings["answer places"].words.startswith("2 rows say that an answer starts where something else stands")
+    assert (findings["bad rows: drop_bad"].rows, findings["bad rows: drop_bad"].count) == ((4,), 1)
+    assert [extract_of(row, mapping).answers for row in rows[:3]] == [(("fox", 4),), (("fox", 16),), (("fox", 4),)]
 
 
 def test_duplicates_are_counted_across_batches(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def datasets_html(views: list[DatasetView]) -> str:
         return _formats_html()
     rows = "".join(
         f'<a class="list-row" href="dataset?id={view.id}"><span class="list-main"><strong>{escape(view.name)}</strong>'
-        f'<span class="hint">{escape(view.detected)}</span></span>'
+        f'<span class="hint">{escape(view.brief)}</span></span>'
         f'<span class="list-facts"><span>{count_text(view.rows)} rows</span><span>{bytes_text(view.size_bytes)}</span>'
         f"<span>{_runs(view.runs)}</span><span>{escape(when_text(view.created_at))}</span></span></a>"
         for view in views

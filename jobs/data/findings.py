@@ -21,7 +21,7 @@ from jobs.data.mends.texts import repaired, spellings
 from jobs.data.rendering import has_place_for_tools
 from jobs.data.store import Stored
 from jobs.data.turns import CONTENT_KEYS
-from jobs.data.values import tagged
+from jobs.data.values import extract_of, tagged
 from jobs.errors import RowProblem
 from jobs.frozen import Frozen
 from jobs.tasks.base import Encoded, Task
@@ -92,6 +92,8 @@ class Findings:
         self._special = _Listed()
         self._broken_tags = _Listed()
         self._toolless = _Listed()
+        self._extractive = mapping.shape is Shape.EXTRACTIVE
+        self._moved = _Listed()
         self._tools = mapping if mapping.columns.get("tools") and not has_place_for_tools(tokenizer) else None
         self._special_texts: Counter[str] = Counter()
         self._first_pairs, self._pattern = _special_tokens(tokenizer)
@@ -120,6 +122,8 @@ class Findings:
                 self._label_keys.append(hash(tuple(sorted(encoded.target or ()))))
             elif self._tagged:
                 self._look_at_tags(number, values)
+            elif self._extractive and extract_of(values, self._mapping).moved:
+                self._moved.add(number)
 
     def shortened(self, number: int, encoded: Encoded, used: Encoded) -> None:
         """A good row that is longer than the maximum length: note it where that takes something from what is learned.
@@ -163,6 +167,7 @@ class Findings:
             *self._labels(labels, params),
             *self._specials(),
             *self._tags(),
+            *self._moved_answers(),
             *self._unseen_tools(),
             *self._lengths(),
             *self._same_prompts(),
@@ -243,6 +248,14 @@ class Findings:
         if count := self._broken_tags.count:
             words = f"{_rows(count, 'has', 'have')} a tag that continues an entity which nothing began (I- without B-)."
             yield self._broken_tags.finding("tags", "warn", words, MendRef(name="repair_tags"))
+
+    def _moved_answers(self) -> Iterator[Finding]:
+        if count := self._moved.count:
+            words = (
+                f"{_rows(count, 'says', 'say')} that an answer starts where something else stands (answer_start): the "
+                "place closest to it at which the answer does stand is used."
+            )
+            yield self._moved.finding("answer places", "info", words, None)
 
     def _unseen_tools(self) -> Iterator[Finding]:
         if count := self._toolless.count:

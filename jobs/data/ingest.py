@@ -51,6 +51,7 @@ class Ingested(Frozen):
     columns: tuple[str, ...]
     mapping: dict[str, Any] | None
     text: str  # what was detected and how the file was read
+    brief: str = ""  # the same in short, for a list
     sure: bool
     first_row: Literal["header", "data"] | None = None  # of a table: what its first row was read as
     seconds: float
@@ -99,8 +100,13 @@ def _fingerprint(*words: str) -> str:
 
 
 def _known(datasets: Path, fingerprint: str) -> Ingested | None:
-    kept = datasets / fingerprint / SUMMARY
-    return Ingested.model_validate_json(kept.read_text("utf-8")) if kept.exists() else None
+    """What was found in it where it is here and whole."""
+    kept = datasets / fingerprint
+    try:
+        found = Ingested.model_validate_json((kept / SUMMARY).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if (kept / ROWS).is_file() else None
 
 
 @contextlib.contextmanager
@@ -128,9 +134,13 @@ def _keep(
     (folder / SUMMARY).write_text(summary.model_dump_json(), "utf-8")
     folder.chmod(0o755)
     final = datasets / fingerprint
-    if final.exists():  # left by a removal that was cut short
-        shutil.rmtree(final)
-    folder.rename(final)
+    try:
+        folder.rename(final)
+    except OSError:
+        if known := _known(datasets, fingerprint):  # the same, taken in at the same time: it may be read already
+            return known
+        shutil.rmtree(final, ignore_errors=True)  # left by a removal that was cut short
+        folder.rename(final)
     return summary
 
 
@@ -206,15 +216,14 @@ def _store(
         raise UserError(f"None of the {total:,} rows in {filename} can be read: {'; '.join(reasons)}.")
     columns = list(reading.columns)
     detection = detect(sample.rows, columns, file_format)
-    notes = [*reading.notes]
-    if bad:
-        notes.append(f"{bad:,} {'row' if bad == 1 else 'rows'} cannot be read.")
+    unread = [f"{bad:,} {'row' if bad == 1 else 'rows'} cannot be read."] if bad else []
     return {
         "rows": total,
         "bad_rows": bad,
         "columns": tuple(columns),
         "mapping": detection.mapping.model_dump(mode="json") if detection.mapping else None,
-        "text": " ".join([detection.text, *notes]),
+        "text": " ".join([detection.text, *reading.notes, *unread]),
+        "brief": " ".join([detection.text, *reading.brief, *unread]),
         "sure": detection.sure,
         "first_row": reading.first_row,
     }

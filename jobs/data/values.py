@@ -39,6 +39,7 @@ class Extract:
     question: str
     context: str
     answers: tuple[tuple[str, int], ...]
+    moved: bool = False  # whether an answer was said to start where it does not stand
 
 
 def texts_of(row: dict[str, Any], mapping: Mapping) -> tuple[str, str]:
@@ -82,18 +83,23 @@ def tagged(row: dict[str, Any], mapping: Mapping) -> tuple[list[str], list[str]]
 
 
 def extract_of(row: dict[str, Any], mapping: Mapping) -> Extract:
-    """SQuAD's form ({"text": [...], "answer_start": [...]}), or the answer's text alone, found in its passage."""
+    """SQuAD's form ({"text": [...], "answer_start": [...]}), or the answer's text alone, found in its passage.
+
+    An answer that does not stand where it is said to start is looked for closest to there. Raises RowProblem where it
+    stands nowhere.
+    """
     columns = mapping.columns
     question, context = text_of(row, columns["question"]), text_of(row, columns["context"])
     found = tuple(_answers(_present(row, columns["answers"]), columns["answers"]))
-    answers = []
+    answers, moved = [], False
     for text, start in found:
         if start is None or context[start : start + len(text)] != text:
+            moved = moved or start is not None
             start = context.find(text) if start is None else _nearest(context, text, start)
         if start < 0:
             raise RowProblem(f"its answer does not stand in its passage ({text[:60]!r})")
         answers.append((text, start))
-    return Extract(question, context, tuple(answers))
+    return Extract(question, context, tuple(answers), moved)
 
 
 def check_row(row: dict[str, Any], mapping: Mapping) -> None:

@@ -45,7 +45,7 @@ __all__ = ["BadRow", "DatasetView", "Datasets", "Finding", "MendRef", "Preflight
 
 _CELL_CHARS = 200
 _SAMPLED_ROWS = 200
-_REPORT_VERSION = 5  # raise it when `encode` or the report changes, so that kept reports are made anew
+_REPORT_VERSION = 6  # raise it when `encode` or the report changes, so that kept reports are made anew
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -59,7 +59,8 @@ class DatasetView(Frozen):
     rows: int
     columns: tuple[str, ...]
     mapping: Mapping | None  # None where detection found nothing: the person has to choose
-    detected: str  # one sentence: what was seen, and how sure
+    detected: str  # what was seen, how sure, and how the file was read
+    brief: str  # the same in short
     sure: bool  # False: show the mapping form with the guess filled in
     first_row: Literal["header", "data"] | None = None  # of a table: what its first row was read as
     mends: tuple[MendRef, ...] = ()  # in the order in which they are done
@@ -223,7 +224,8 @@ class Datasets:
             kept = Mapping(shape=mapping.shape, columns=columns, separator=separator, decimal=decimal, unit=unit)
             row.mapping = kept.model_dump(mode="json")
             row.mends = [ref.model_dump(mode="json") for ref in view.mends if ref.name in fit]
-            row.detection = {**row.detection, "text": f"Chosen by you: {chosen}{how}.", "sure": True}
+            said = f"Chosen by you: {chosen}{how}."
+            row.detection = {**row.detection, "text": said, "brief": said, "sure": True}
         return self.get(dataset_id)
 
     def rename(self, dataset_id: int, name: str) -> DatasetView:
@@ -394,7 +396,12 @@ def _found(ingested: Ingested) -> dict[str, Any]:
         "rows": ingested.rows,
         "columns": list(ingested.columns),
         "mapping": ingested.mapping,
-        "detection": {"text": ingested.text, "sure": ingested.sure, "first_row": ingested.first_row},
+        "detection": {
+            "text": ingested.text,
+            "brief": ingested.brief,
+            "sure": ingested.sure,
+            "first_row": ingested.first_row,
+        },
     }
 
 
@@ -410,6 +417,7 @@ def _view(row: Dataset, runs: int) -> DatasetView:
         columns=tuple(row.columns),
         mapping=Mapping.model_validate(row.mapping) if row.mapping else None,
         detected=row.detection["text"],
+        brief=row.detection.get("brief") or row.detection["text"],
         sure=row.detection["sure"],
         first_row=None if row.format == "hub" else row.detection.get("first_row"),  # its files are not kept
         mends=tuple(MendRef.model_validate(ref) for ref in row.mends),

@@ -41,6 +41,7 @@ class Reading:
     first_row: Literal["header", "data"] | None = None  # what a table's first row was read as
     columns: dict[str, None] = field(default_factory=dict)  # an ordered set
     notes: list[str] = field(default_factory=list)  # what the person should know about how it was read
+    brief: list[str] = field(default_factory=list)  # what of that matters most, in a few words, for a list
     progress: Callable[[], float] = lambda: 0.0  # share of the file read so far
 
     def good(self, number: int, values: dict[str, Any], text: str | None = None) -> Row:

@@ -183,6 +183,7 @@ class _Rows:
         self._rule: str | None = None  # a line of dashes: it ends a row where the next one begins, else it is text
         self._blank = False
         self._before = 0  # lines before the first question
+        self._unread = 0  # system turns of rows that have no place for one
         self._rows: list[Row] = []
         self._words: dict[str, None] = {}
 
@@ -206,6 +207,9 @@ class _Rows:
         if self._before:
             lines = "1 line" if self._before == 1 else f"{self._before:,} lines"
             self._reading.notes.append(f"What stands before the first question ({lines}) is not read.")
+        if self._unread:
+            turns = "1 system turn is" if self._unread == 1 else f"{self._unread:,} system turns are"
+            self._reading.notes.append(f"{turns} not read: a question with its answer has no place for one.")
         return self._take()
 
     def _line(self, line: str) -> None:
@@ -272,6 +276,7 @@ class _Rows:
 
     def _pair(self, turns: list[tuple[Says, str]]) -> dict[str, object]:
         asked, answer = self._family.names
+        self._unread += sum(role == "system" for role, _ in turns)
         parts = {
             role: "\n".join(said for each, said in turns if each == role) for role in ("user", "input", "assistant")
         }

@@ -73,6 +73,8 @@ def part_blocks(parts: list[Part], reading: Reading) -> Iterator[list[Row]]:
     if rest:
         have = "has other columns and is" if len(rest) == 1 else "have other columns and are"
         reading.notes.append(f"{_listed(rest)} {have} not read; upload {'it' if len(rest) == 1 else 'them'} alone.")
+        files = "1 file with other columns is" if len(rest) == 1 else f"{len(rest):,} files with other columns are"
+        reading.brief.append(f"{files} not read.")
     if about:
         are = "tells about the data and is" if len(about) == 1 else "tell about the data and are"
         reading.notes.append(f"{_listed(about)} {are} not read.")
