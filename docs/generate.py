@@ -7,6 +7,7 @@ One function a page; a page is a list of lines. Imports no torch: sizes come fro
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -108,7 +109,7 @@ def tasks_page() -> list[str]:
 
 def training_page() -> list[str]:
     """The page as it is written, with what stands between its marks made anew."""
-    parts = {"known": _packed_loop_knows(), "measured": _loops_measured()}
+    parts = {"known": _packed_loop_knows(), "measured": _loops_measured(), "cpu": _cpu_measured()}
     lines, skipping = [], False
     for line in (HERE / "training.md").read_text(encoding="utf-8").splitlines():
         skipping = skipping and line != "<!-- end -->"
@@ -138,6 +139,23 @@ def _loops_measured() -> list[str]:
         shape, work, loop = name.split()
         figures = (f"{found[key]:,}" for key in ("tokens_per_second", "tokens_a_step", "step_ms", "peak_gb"))
         lines.append(_row([f"{shape} {work}", loop, *figures, str(found["first_loss_s"]), found["hardware"]]))
+    return lines
+
+
+def _cpu_measured() -> list[str]:
+    measured = json.loads((RESULTS / "cpu.json").read_text(encoding="utf-8"))
+    lines = [
+        _row(["Precision", "Packed", "Plain", "TRL", "Packed over TRL", "First loss, s (packed)"]),
+        _row(["---"] * 6),
+    ]
+    for precision, found in measured.items():
+        rounds = found["rounds"]
+        speeds = [
+            f"{statistics.median(r[loop]['tokens_per_second'] for r in rounds):.0f}"
+            for loop in ("packed", "plain", "trl")
+        ]
+        first = statistics.median(r["packed"]["first_loss_s"] for r in rounds)
+        lines.append(_row([precision, *speeds, str(found["packed over"]["trl"]), str(first)]))
     return lines
 
 
