@@ -122,7 +122,7 @@ class BOFT(LayerMethod):
         return problems
 
     def learning_rate(self, shape: ModelShape) -> float:
-        return 6e-4 if shape.parameters < 1_500_000_000 else 2e-4
+        return 1e-3 if shape.parameters < 1_500_000_000 else 3e-4
 
     def config(self, params: Params, target_modules: list[str], context: Context) -> BOFTConfig:
         from peft import BOFTConfig
