@@ -25,7 +25,13 @@ os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Browser tests last: while Playwright is open an event loop runs in this thread, and asyncio.run fails."""
+    unmarked = [item.name for item in items if _opens_browser(item) and not item.get_closest_marker("browser")]
+    assert not unmarked, f"mark them with pytest.mark.browser: {unmarked}"
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
+def _opens_browser(item: pytest.Item) -> bool:
+    return not {"browser", "page"}.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ def long_rows(server: Server, tmp_path: Path) -> int:
         service.close()
 
 
+@pytest.mark.browser
 def test_a_run_that_does_not_fit_is_fitted_and_taken_back(
     page: Page, server: Server, watch: Watch, long_rows: int
 ) -> None:
