@@ -70,7 +70,7 @@ class Preference(Task):
         from jobs.training.loss import answer_log_probs
 
         log_probs, lengths = answer_log_probs(model, batch), answer_lengths(batch["labels"])
-        return self.pairs_loss(log_probs, lengths, batch.get("reference"), setting, predictions)
+        return self._told(self.weigh(log_probs, lengths, batch.get("reference"), setting.params), predictions)
 
     def packed_loss(
         self,
@@ -81,31 +81,32 @@ class Preference(Task):
         predictions: list[Any] | None = None,
     ) -> torch.Tensor:
         log_probs = -losses.new_zeros(2 * len(rows)).index_add(0, texts, losses)
+        lengths = texts.bincount(minlength=2 * len(rows))
         known = self.reference_of(rows, setting)
-        return self.pairs_loss(
-            log_probs,
-            texts.bincount(minlength=2 * len(rows)),
-            None if known is None else known.to(losses.device),
-            setting,
-            predictions,
-        )
+        if known is not None:
+            known = known.to(losses.device)
+        return self._told(self.weigh(log_probs, lengths, known, setting.params), predictions)
 
     def reference_of(self, rows: Sequence[Row], setting: Setting) -> torch.Tensor | None:
         """What the untrained model gave the better answers, then the worse ones: [2 x rows]; None where that does not
         count."""
         return None
 
-    def pairs_loss(
-        self,
-        log_probs: torch.Tensor,
-        lengths: torch.Tensor,
-        reference: torch.Tensor | None,
-        setting: Setting,
-        predictions: list[Any] | None,
-    ) -> torch.Tensor:
-        """The loss, summed over pairs, from the log-probabilities of the better answers, then of the worse ones, and
-        their lengths in tokens: [2 x rows] each."""
+    def weigh(
+        self, log_probs: torch.Tensor, lengths: torch.Tensor, reference: torch.Tensor | None, params: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the loss of each pair, the reward of each answer), from the log-probabilities of the better answers, then of
+        the worse ones, and their lengths in tokens: [2 x rows] each."""
         raise NotImplementedError
+
+    @staticmethod
+    def _told(weighed: tuple[torch.Tensor, torch.Tensor], predictions: list[Any] | None) -> torch.Tensor:
+        """The loss, summed; the rewards of each pair are appended to `predictions`."""
+        losses, rewards = weighed
+        if predictions is not None:
+            chosen, rejected = rewards.detach().chunk(2)
+            predictions += zip(chosen.tolist(), rejected.tolist(), strict=True)
+        return losses.sum()
 
     def step_values(self, predictions: list[Any]) -> dict[str, float]:
         return {f"train_{name}": value for name, value in _measures(predictions).items()}
@@ -183,24 +184,14 @@ class DPO(Preference):
         known: Reference = setting.prepared
         return torch.from_numpy(known.log_probs[known.places_of(rows)].T.flatten())
 
-    def pairs_loss(
-        self,
-        log_probs: torch.Tensor,
-        lengths: torch.Tensor,
-        reference: torch.Tensor | None,
-        setting: Setting,
-        predictions: list[Any] | None,
-    ) -> torch.Tensor:
-        params: DPO.Params = setting.params
+    def weigh(
+        self, log_probs: torch.Tensor, lengths: torch.Tensor, reference: torch.Tensor | None, params: Params
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         assert reference is not None
         ratios = log_probs - reference
-        if predictions is not None:
-            chosen, rejected = (params.beta * ratios.detach()).chunk(2)
-            predictions += zip(chosen.tolist(), rejected.tolist(), strict=True)
-        if params.loss == "ipo":  # a mean a token, as its authors compute it
-            ratios = ratios / lengths
+        apart = ratios / lengths if params.loss == "ipo" else ratios  # a mean a token, as IPO's authors compute it
         learnt = (-log_probs / lengths).chunk(2)[0]
-        return (pair_losses(ratios, params.beta, params.loss) + params.sft_weight * learnt).sum()
+        return pair_losses(apart, params.beta, params.loss) + params.sft_weight * learnt, params.beta * ratios
 
 
 def pair_losses(ratios: torch.Tensor, beta: float, kind: str) -> torch.Tensor:
@@ -235,21 +226,12 @@ class ORPO(Preference):
             description="How much avoiding the worse answer counts beside learning the better one.",
         )
 
-    def pairs_loss(
-        self,
-        log_probs: torch.Tensor,
-        lengths: torch.Tensor,
-        reference: torch.Tensor | None,
-        setting: Setting,
-        predictions: list[Any] | None,
-    ) -> torch.Tensor:
-        params: ORPO.Params = setting.params
+    def weigh(
+        self, log_probs: torch.Tensor, lengths: torch.Tensor, reference: torch.Tensor | None, params: Params
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         means = log_probs / lengths
         chosen, rejected = means.chunk(2)
-        if predictions is not None:
-            rewards = params.strength * means.detach()
-            predictions += zip(*(part.tolist() for part in rewards.chunk(2)), strict=True)
-        return (-chosen - params.strength * log_odds_ratios(chosen, rejected)).sum()
+        return -chosen - params.strength * log_odds_ratios(chosen, rejected), params.strength * means
 
 
 def log_odds_ratios(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
