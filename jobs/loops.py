@@ -5,12 +5,14 @@ Said before Start and on the run's page; the child decides by the same function.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.frozen import Frozen
-from jobs.methods.base import Method
-from jobs.spec import TrainingParams
-from jobs.tasks.base import Task
+
+if TYPE_CHECKING:
+    from jobs.methods.base import Method
+    from jobs.spec import TrainingParams
+    from jobs.tasks.base import Task
 
 LoopName = Literal["packed", "plain"]
 PACKED_STATE = "packed.pt"  # what the packed loop goes on from, in a checkpoint's state/

@@ -264,7 +264,7 @@ def test_what_is_counted_of_the_packed_loop_is_what_it_does() -> None:
 
     assert packed.FUSED == layers.FUSED
     assert packed.CHUNK == head.CHUNK
-    assert packed.LAUNCH_BOUND == passes._LAUNCH_BOUND
+    assert packed.LAUNCH_BOUND == passes.LAUNCH_BOUND
 
 
 def test_an_evaluation_that_needs_more_than_a_recomputed_step_counts() -> None:

@@ -6,15 +6,15 @@ tests/test_memory.py holds this against what autograd really saves.
 
 from __future__ import annotations
 
+from jobs.loops import FUSED
 from jobs.memory.kept import FP32, Case, Kept
 
-# As in jobs.training.packed, which imports torch; a test compares them.
-FUSED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-CHUNK = 2_048
+# The packed loop's own sizes, which decide what it keeps: jobs.training.packed takes them from here.
+CHUNK = 2_048  # tokens whose logits are made at once; at 128k words of vocabulary half a gigabyte
+LAUNCH_BOUND = 2.5e13  # operations of a forward pass: fewer are computed in less time than the kernels take to launch
 # Tokens of one batch of an evaluation, which makes all its logits: a micro-batch that the packed loop trains chunk by
 # chunk would be far too much.
 EVALUATED_AT_ONCE = 2_048
-LAUNCH_BOUND = 2.5e13
 
 _HEAD_NORMS = ("qwen3", "gemma3_text")  # queries and keys are normed, head by head
 _FOUR_NORMS = ("gemma2", "gemma3_text")  # before and after attention and MLP

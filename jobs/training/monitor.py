@@ -151,34 +151,10 @@ class Monitor:
         self.current_step = step
         if not math.isfinite(loss):
             raise LossIsNotANumber(step)
-        self._tell(step, loss, learning_rate, grad_norm, tokens / seconds, measures)
-
-    @property
-    def adapter_step(self) -> int | None:
-        """The step whose weights the run should end with: the best by validation loss, else the last.
-
-        A run stopped while its latest evaluation was the best one was still improving: its last step counts.
-        """
-        progress = self.progress
-        if progress.best_step is None:
-            return progress.step or None
-        if self.ended is Ended.STOPPED and progress.best_step == progress.evaluated_step:
-            return progress.step
-        return progress.best_step
-
-    def _tell(
-        self,
-        step: int,
-        loss: float,
-        learning_rate: float,
-        grad_norm: float | None,
-        tokens_per_second: float,
-        measures: dict[str, float],
-    ) -> None:
         values = {
             "loss": loss,
             "learning_rate": learning_rate,
-            "tokens_per_second": tokens_per_second,
+            "tokens_per_second": tokens / seconds,
             "memory": float(self._job.device.memory_now()),
             **measures,
         }
@@ -194,14 +170,27 @@ class Monitor:
                 loss,
                 learning_rate,
                 "-" if grad_norm is None else f"{grad_norm:.3f}",
-                tokens_per_second,
+                tokens / seconds,
                 eta,
             )
+
+    @property
+    def adapter_step(self) -> int | None:
+        """The step whose weights the run should end with: the best by validation loss, else the last.
+
+        A run stopped while its latest evaluation was the best one was still improving: its last step counts.
+        """
+        progress = self.progress
+        if progress.best_step is None:
+            return progress.step or None
+        if self.ended is Ended.STOPPED and progress.best_step == progress.evaluated_step:
+            return progress.step
+        return progress.best_step
 
     def _eta(self, step: int) -> float:
         job, training = self._job, self._job.spec.training
         steps = job.total_steps - step
-        an_epoch = math.ceil(len(job.train) / (training.batch_size * training.gradient_accumulation))
+        an_epoch = training.steps_an_epoch(len(job.train))
         tokens = steps * len(job.train) / max(1, an_epoch) * self._row_tokens
         return self._pace.seconds(steps, tokens) + self._pause_seconds * sum(
             1 for evaluation in self._evaluations if evaluation > step

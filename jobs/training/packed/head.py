@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-CHUNK = 2_048  # tokens; at 128k words of vocabulary half a gigabyte of logits
+from jobs.memory.packed import CHUNK
 
 
 def token_losses(

@@ -32,7 +32,7 @@ class Pack:
 def step_rows(rows: Sequence[Row], training: TrainingParams, total_steps: int, begin: int) -> Iterator[list[Row]]:
     """The rows of each step after `begin`, in the order that every loop keeps (jobs.training.loop.TrainingLoop)."""
     each = training.batch_size * training.gradient_accumulation
-    an_epoch = -(-len(rows) // each)
+    an_epoch = training.steps_an_epoch(len(rows))
     order, epoch = [], -1
     for step in range(begin, total_steps):
         if step // an_epoch != epoch:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from jobs.memory.packed import LAUNCH_BOUND
 from jobs.training.load import Device
 from jobs.training.objective import Objective
 from jobs.training.packed.model import PackedModel
@@ -20,7 +21,6 @@ from jobs.training.packed.packs import Pack
 from jobs.training.packed.sizes import Size, Sizes
 from jobs.training.rows import Row
 
-_LAUNCH_BOUND = 2.5e13  # operations of a forward pass: fewer are computed in less time than the kernels take to launch
 _OPERATIONS_A_SECOND = 1.5e14  # of the passes that are bound by launching; only to weigh padding against recording
 _SECONDS_A_LAYER = 0.006  # to record a pass
 
@@ -76,7 +76,7 @@ class Passes:
         return recorded.loss.clone()
 
     def _is_small(self, pack: Pack) -> bool:
-        return pack.tokens * self._model.operations_a_token <= _LAUNCH_BOUND
+        return pack.tokens * self._model.operations_a_token <= LAUNCH_BOUND
 
     def _compute(self, batch: dict[str, torch.Tensor], rows: Sequence[Row] = ()) -> torch.Tensor:
         self._weights.begin_pass()
