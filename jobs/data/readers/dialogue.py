@@ -17,7 +17,7 @@ from typing import Literal
 
 from jobs.data.readers import base
 from jobs.data.readers.base import Reader, Reading, Row, too_large
-from jobs.data.readers.lines import Lines, line_blocks
+from jobs.data.readers.lines import Lines, line_blocks, opening
 
 Says = Literal["system", "user", "input", "assistant"]
 Ends = Literal["question", "line", "blank", "system"]  # what a row ends before
@@ -153,18 +153,12 @@ class Dialogue(Reader):
     def blocks(self, path: Path, encoding: str | None, reading: Reading) -> Iterator[list[Row]]:
         assert encoding
         parts = line_blocks(path, encoding, reading)
-        opening: list[Lines] = []
-        chars = 0
-        for part in parts:
-            opening.append(part)
-            chars += sum(map(len, part.lines))
-            if chars >= _LOOKED_AT:
-                break
-        seen = _look("".join(line for part in opening for line in part.lines)[:_LOOKED_AT].splitlines(keepends=True))
+        begin = opening(parts, _LOOKED_AT)
+        seen = _look("".join(line for part in begin for line in part.lines)[:_LOOKED_AT].splitlines(keepends=True))
         rows = _Rows(seen.family, seen.ends, reading)
-        for part in opening:
+        for part in begin:
             yield rows.read(part)
-        opening.clear()
+        begin.clear()
         for part in parts:
             yield rows.read(part)
         yield rows.end()

@@ -56,6 +56,18 @@ def line_blocks(path: Path, encoding: str, reading: Reading) -> Iterator[Lines]:
             yield from _blocks(number, rest.splitlines(keepends=True))
 
 
+def opening(parts: Iterator[Lines], chars: int) -> list[Lines]:
+    """The first of `parts`, taken from them, until they hold more than `chars` characters: what to judge a file by."""
+    taken: list[Lines] = []
+    held = 0
+    for part in parts:
+        taken.append(part)
+        held += sum(map(len, part.lines))
+        if held > chars:
+            break
+    return taken
+
+
 @contextmanager
 def text_file(path: Path, encoding: str, reading: Reading) -> Iterator[TextIO]:
     """The whole file as one stream of characters, for formats that lines mean nothing to."""

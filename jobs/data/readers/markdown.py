@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.data.readers.base import Reader, Reading, Row
-from jobs.data.readers.lines import Lines, line_blocks
+from jobs.data.readers.lines import Lines, line_blocks, opening
 from jobs.data.readers.plain import LONG_PARAGRAPH, Texts
 
 _HEADING = re.compile(r" {0,3}#{1,6}(\s|$)")
@@ -28,18 +28,12 @@ class Markdown(Reader):
     def blocks(self, path: Path, encoding: str | None, reading: Reading) -> Iterator[list[Row]]:
         assert encoding
         parts = line_blocks(path, encoding, reading)
-        opening: list[Lines] = []
-        chars = 0
-        for part in parts:
-            opening.append(part)
-            chars += sum(map(len, part.lines))
-            if chars > _LOOKED_AT:
-                break
-        by_heading = _has_headings(opening)
+        begin = opening(parts, _LOOKED_AT)
+        by_heading = _has_headings(begin)
         sections = _Sections(Texts(reading), by_heading)
-        for part in opening:
+        for part in begin:
             yield sections.read(part)
-        opening.clear()
+        begin.clear()
         for part in parts:
             yield sections.read(part)
         yield sections.end()
