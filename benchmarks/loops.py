@@ -14,23 +14,19 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import children
 from jobs.data.columns import Mapping, Shape
 from jobs.data.readers import Row
 from jobs.data.store import RowWriter
-from jobs.events import Metrics, Phase, Started, read_events
+from jobs.events import Metrics, Phase, Started
 from jobs.hardware import this_machine
-from jobs.result import Result
-from jobs.rpc import child_environment
 from jobs.rundir import RunFiles
 from jobs.spec import BaseModelRef, DatasetRef, RunSpec, TrainingParams
 
@@ -158,44 +154,23 @@ def make_run(folder: Path, model: Path, work: Work, loop: str, steps: int) -> Ru
 
 def measure(files: RunFiles, skip: int) -> dict[str, Any]:
     """Train it in a child whose imports are done, and time what it says."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "jobs.training.child", "--wait"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=child_environment(),
-        start_new_session=True,
-    )
-    assert child.stdin and child.stdout
-    began = time.time()
-    child.stdout.readline()
-    imports = time.time() - began
-    began = time.time()
-    child.stdin.write(json.dumps({"directory": str(files.directory)}).encode() + b"\n")
-    child.stdin.close()
-    try:
-        child.wait(560)
-    finally:
-        child.kill()
-    told = read_events(files.events, 0, 1 << 26)[0]
-    result = Result.model_validate_json(files.result.read_bytes())
-    if result.state != "completed":
-        raise SystemExit(f"The run did not complete: {result.reason}\n{files.log.read_text()[-3000:]}")
-    steps = [event for event in told if isinstance(event, Metrics) and "tokens_per_second" in event.values]
-    started = next(event for event in told if isinstance(event, Started))
+    run = children.train(files, limit=560)
+    steps = [event for event in run.events if isinstance(event, Metrics) and "tokens_per_second" in event.values]
+    started = next(event for event in run.events if isinstance(event, Started))
     seconds = np.diff([event.time for event in steps])
     # A rate is told for the time since the step before: together they are the tokens.
     tokens = np.array([event.values["tokens_per_second"] for event in steps[1:]]) * seconds
-    phases = [(event.text, round(event.time - began, 2)) for event in told if isinstance(event, Phase)]
+    phases = [(event.text, round(event.time - run.began, 2)) for event in run.events if isinstance(event, Phase)]
     return {
         "loop": started.hardware["loop"],
         "tokens_per_second": round(tokens[skip:].sum() / seconds[skip:].sum(), 1),
         "tokens_a_step": round(tokens[skip:].mean(), 1),
         "step_ms": round(1000 * statistics.median(seconds[skip:].tolist()), 2),
-        "peak_gb": round((result.peak_memory or 0) / 1e9, 2),
+        "peak_gb": round((run.result.peak_memory or 0) / 1e9, 2),
         "loss": [round(steps[0].values["loss"], 4), round(steps[-1].values["loss"], 4)],
         "grad_norm": [round(steps[0].values["grad_norm"], 4), round(steps[-1].values["grad_norm"], 4)],
-        "first_loss_s": round(steps[0].time - began, 2),
-        "imports_s": round(imports, 2),
+        "first_loss_s": round(steps[0].time - run.began, 2),
+        "imports_s": round(run.imports or 0, 2),
         "phases": phases,
     }
 

@@ -14,26 +14,21 @@ import argparse
 import itertools
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import children
 from jobs.data.columns import Mapping
 from jobs.data.ingest import ingest
 from jobs.data.store import ROWS
-from jobs.events import Answers, AnyEvent, Metrics, Phase, read_events
+from jobs.events import Answers, AnyEvent, Metrics, Phase
 from jobs.hardware import this_machine
-from jobs.result import Result
-from jobs.rpc import child_environment
 from jobs.rundir import RunFiles
 from jobs.service.examples import all_examples
 from jobs.spec import BaseModelRef, DatasetRef, RunSpec, TrainingParams
 
 RESULTS = Path(__file__).parent / "results"
-CHILD = [sys.executable, "-m", "jobs.training.child", "--wait"]
 
 
 def make_run(home: Path, base: Path, example: str, method: str, over: dict[str, Any]) -> RunFiles:
@@ -63,25 +58,8 @@ def make_run(home: Path, base: Path, example: str, method: str, over: dict[str, 
 
 def measure(files: RunFiles, cold: bool) -> dict[str, Any]:
     """Train it in a child, and time what it says."""
-    started = time.time()
-    child = subprocess.Popen(
-        CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment(), start_new_session=True
-    )
-    assert child.stdin and child.stdout
-    if not cold:
-        child.stdout.readline()
-        imports = time.time() - started
-        started = time.time()
-    child.stdin.write(json.dumps({"directory": str(files.directory)}).encode() + b"\n")
-    child.stdin.close()
-    try:
-        child.wait(1800)
-    finally:
-        child.kill()
-    told = read_events(files.events, 0, 1 << 24)[0]
-    result = Result.model_validate_json(files.result.read_bytes())
-    if result.state != "completed":
-        raise SystemExit(f"The run did not complete: {result.reason}")
+    run = children.train(files, cold=cold)
+    told, started = run.events, run.began
     losses = [event for event in told if isinstance(event, Metrics) and _is_loss(event)]
     follows = list(itertools.pairwise(told))
     steps = [b.time - a.time for a, b in follows if _is_loss(a) and _is_loss(b)]  # nothing between but a step
@@ -89,7 +67,7 @@ def measure(files: RunFiles, cold: bool) -> dict[str, Any]:
     begins = next(event.time for event in told if isinstance(event, Phase) and event.text == "Training")
     return {
         "seconds": {
-            "imports": None if cold else round(imports, 2),
+            "imports": None if run.imports is None else round(run.imports, 2),
             "start to first loss": round(losses[0].time - started, 2),
             "start to training": round(begins - started, 2),
             "step, median": round(statistics.median(steps), 3),
@@ -97,11 +75,11 @@ def measure(files: RunFiles, cold: bool) -> dict[str, Any]:
             "answers": [round(pause, 2) for pause in pauses],
             "start to result": round(files.result.stat().st_mtime - started, 2),
         },
-        "steps": result.step,
+        "steps": run.result.step,
         "tokens per second, best": round(max(event.values["tokens_per_second"] for event in losses)),
         "loss": [round(losses[0].values["loss"], 4), round(losses[-1].values["loss"], 4)],
-        "eval_loss": result.best_eval_loss,
-        "peak memory, GB": round((result.peak_memory or 0) / 1e9, 2),
+        "eval_loss": run.result.best_eval_loss,
+        "peak memory, GB": round((run.result.peak_memory or 0) / 1e9, 2),
     }
 
 
