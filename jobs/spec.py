@@ -13,6 +13,7 @@ from jobs.data.mends.base import MendRef
 from jobs.frozen import Frozen
 
 Schedule = Literal["linear", "cosine", "constant"]
+Optimizer = Literal["adamw", "adamw-8bit", "adamw-paged", "adamw-paged-8bit"]
 
 
 class TrainingParams(Frozen):
@@ -81,6 +82,22 @@ class TrainingParams(Frozen):
         title="Gradient clipping",
         description="Longest gradient that one step may use; 0 turns clipping off.",
     )
+    optimizer: Optimizer = Field(
+        "adamw",
+        title="Optimizer",
+        description="AdamW keeps two numbers for each trained parameter: in 8 bits a quarter of the memory and nearly "
+        "the same steps, slow on a CPU. Paged ones move to the computer's memory when the GPU's is full. Worth it "
+        "where very much is trained, as in full fine-tuning.",
+        json_schema_extra={
+            "labels": {
+                "adamw": "AdamW",
+                "adamw-8bit": "AdamW, 8-bit",
+                "adamw-paged": "AdamW, paged",
+                "adamw-paged-8bit": "AdamW, 8-bit, paged",
+            },
+            "advanced": True,
+        },
+    )
     validation_percent: float = Field(
         10,
         ge=0,
@@ -137,6 +154,16 @@ class TrainingParams(Frozen):
     seed: int = Field(
         0, ge=0, le=2**31 - 1, title="Seed", description="Same seed, same data, same settings: the same run."
     )
+
+    @property
+    def narrow_moments(self) -> bool:
+        """Whether the optimizer keeps its moments in 8 bits."""
+        return self.optimizer.endswith("8bit")
+
+    @property
+    def paged_moments(self) -> bool:
+        """Whether they may move from the GPU to the host."""
+        return "paged" in self.optimizer
 
     def validation_rows(self, rows: int) -> int:
         """How many of `rows` are kept aside: the percentage up to the limit, at least 1 unless it is 0, never the last

@@ -79,6 +79,8 @@ def test_it_fits_where_anything_does_with_as_many_rows_a_step(shape: str, gigaby
         return
     assert (found.training, found.changes) == (before.training, ()), "what does not help is not changed"
     saving = {"batch_size": 1, "gradient_accumulation": 16, "recompute": before.method.recomputes}
+    if name == "full":
+        saving["optimizer"] = "adamw-8bit"
     least = Run(**{**vars(before), "training": before.training.model_copy(update=saving)})
     assert not fits(least.needs(hardware), hardware)
 
@@ -105,6 +107,27 @@ def test_what_costs_no_quality_is_changed_first() -> None:
     assert (False, False, False, False, True) in seen
     assert (False, False, False, True, False) in seen, "with recomputation the micro-batch grows again"
     assert any(kinds[2] for kinds in seen)
+
+
+def test_the_optimizer_goes_into_8_bits_where_all_is_trained_and_recomputation_does_not_do() -> None:
+    before = run("1b", "full", max_length=512)
+    seen = []
+    for tenths in range(560, 190, -5):
+        found = fit(before, gpu(tenths / 10))
+        if found.fits:
+            now = found.training
+            seen.append((now.optimizer == "adamw-8bit", now.recompute, now.batch_size < 16))
+            assert (now.optimizer != "adamw") == any("Optimizer in 8 bits" in change for change in found.changes)
+    assert seen == sorted(seen)
+    assert {(False, False, True), (False, True, True), (True, False, True), (True, True, True)} <= set(seen)
+
+
+def test_the_optimizer_stays_where_little_is_trained_and_on_a_cpu() -> None:
+    for gigabytes in range(3, 40):
+        assert fit(run("8b"), gpu(gigabytes)).training.optimizer == "adamw"
+        assert fit(run("1b", "full"), cpu(gigabytes)).training.optimizer == "adamw"
+    paged = fit(run("1b", "full", max_length=512, optimizer="adamw-paged"), gpu(21))
+    assert paged.fits and paged.training.optimizer == "adamw-paged-8bit"
 
 
 def test_the_micro_batch_is_the_largest_that_fits() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import UserError
-from jobs.hardware import this_machine
+from jobs.hardware import processor, this_machine
 from jobs.presets import PRESETS
 from jobs.service import Service
 from jobs.service.datasets import BadRow, DatasetView, Preflight
@@ -84,6 +84,21 @@ def test_a_length_the_model_was_not_made_for_is_refused(service: Service, draft:
     assert any(
         "at most 512 tokens" in problem for problem in service.planning.plan(changed(draft, max_length=4096)).problems
     )
+
+
+def test_pages_need_a_gpu_and_8_bits_do_not(service: Service, draft: Draft, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = processor()
+    monkeypatch.setattr("jobs.service.planning.this_machine", lambda: here)
+    for optimizer in ("adamw-paged", "adamw-paged-8bit"):
+        refused = service.planning.plan(changed(draft, optimizer=optimizer))
+        assert refused.spec is None
+        assert [problem for problem in refused.problems if "You set Optimizer to a paged one: " in problem]
+    narrow = service.planning.plan(changed(draft, optimizer="adamw-8bit"))
+    assert narrow.problems == () and any("8 bits" in note and "CPU" in note for note in narrow.notes)
+    gpu = here.model_copy(update={"device": "cuda", "bf16": True})
+    monkeypatch.setattr("jobs.service.planning.this_machine", lambda: gpu)
+    paged = service.planning.plan(changed(draft, optimizer="adamw-paged-8bit"))
+    assert paged.problems == () and any("counted in full" in note for note in paged.notes)
 
 
 def test_chat_data_needs_a_chat_template(service: Service, draft: Draft, tmp_path: Path) -> None:

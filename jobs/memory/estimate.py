@@ -2,8 +2,8 @@
 
 Each training loop keeps other things for the backward pass: packed.py and plain.py count them. Here is what both hold
 besides (weights, gradients, moments), and the sum. Sources of the sizes: Korthikanti et al. 2022 (activations a layer),
-Dettmers et al. 2022 (8 bits and a scale a row), Dettmers et al. 2023 (NF4: 4 bits and a scale per 64 weights, the
-scales again in 8 bits with double quantization).
+Dettmers et al. 2022 (8 bits and a scale a row; moments: 8 bits and a scale per 256), Dettmers et al. 2023 (NF4: 4 bits
+and a scale per 64 weights, the scales again in 8 bits with double quantization).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _NF4_BITS = {True: 4.127, False: 4.5}  # bits a weight, scales included: with and without double quantization
 _INT8_BITS = 8.1  # a scale in 32 bits for each row
+_NARROW_MOMENT = 1 + FP32 / 256  # bytes of one in 8 bits, with its part of a block's scale
 _PROCESS = 530 << 20  # a trainer's imports on a CPU, measured
 _MEASURES = 80 << 20  # what a new head's measures import besides (scikit-learn), measured with the starter encoder
 CUDA_CONTEXT = 600 << 20  # kernels and handles on a GPU: outside torch's allocator, so outside the measured peak
@@ -104,7 +105,7 @@ def estimate(
         base=_base(case, packed),
         adapter=(head or 0 if method.trains_base else trainable) * (FP32 + narrow),
         gradients=gradients,
-        optimizer=trainable * 2 * FP32,  # AdamW's two moments
+        optimizer=_moments(training, trainable, shape.embedding_parameters if method.trains_base else 0),
         activations=kept.activations,
         logits=kept.logits,
         workspace=kept.workspace
@@ -117,6 +118,14 @@ def estimate(
 def fits(needs: Estimate, hardware: Hardware) -> bool:
     """Whether the free memory holds it, with what a GPU takes beside the allocator."""
     return needs.total + (CUDA_CONTEXT if hardware.device == "cuda" else 0) <= hardware.memory_free
+
+
+def _moments(training: TrainingParams, trainable: int, embeddings: int) -> int:
+    """AdamW's two; paged ones count as if they stayed. `embeddings`: those trained, which keep 32 bits
+    (jobs.training.moments)."""
+    if not training.narrow_moments:
+        return 2 * trainable * FP32
+    return int(2 * ((trainable - embeddings) * _NARROW_MOMENT + embeddings * FP32))
 
 
 def _base(case: Case, packed: bool) -> int:

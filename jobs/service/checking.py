@@ -53,6 +53,11 @@ def problems_together(parts: Parts, hardware: Hardware) -> Iterator[str]:
             f"You set Recompute activations, but {method.label} cannot train with it: what is recomputed would not "
             "see the prefix. Turn it off, or choose another method."
         )
+    if parts.training and parts.training.paged_moments and hardware.device != "cuda":
+        yield (
+            "You set Optimizer to a paged one: pages move between a GPU and the computer's memory, and there is no GPU "
+            "here. Choose one that is not paged."
+        )
     yield from _length_problems(parts)
 
 
@@ -110,6 +115,13 @@ def notes_together(parts: Parts, check: Preflight | None, head: int | None, hard
             f"{check.truncated_rows:,} of {check.rows:,} rows are longer than {training.max_length:,} tokens "
             f"and lose their end; the longest has {check.longest:,}."
         )
+    if training and training.paged_moments and hardware.device == "cuda":
+        yield (
+            "The optimizer's memory is counted in full. What of it the GPU cannot hold moves to the computer's memory, "
+            "and every step then waits for it."
+        )
+    if training and training.narrow_moments and hardware.device == "cpu":
+        yield "An optimizer in 8 bits saves memory on this CPU, too, but takes some 30 times as long for its own part."
     if training and training.early_stop and not training.validation_percent:
         yield "Early stop needs a validation split; with none the run goes on to its end."
     if task and parts.task_params and base and check and check.labels:

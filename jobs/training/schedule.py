@@ -53,11 +53,23 @@ def parameter_groups(job: Job) -> list[dict[str, Any]]:
 
 
 def make_optimizer(job: Job, groups: list[dict[str, Any]]) -> tuple[torch.optim.Optimizer, Any]:
-    """AdamW over these groups, and its learning-rate schedule."""
+    """AdamW over these groups, its moments held as the settings say, and its learning-rate schedule."""
     import torch
 
     training = job.spec.training
-    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+    optimizer: torch.optim.Optimizer
+    if training.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+    else:
+        from jobs.training.moments import HeldAdamW, embeddings
+
+        optimizer = HeldAdamW(
+            groups,
+            training.learning_rate,
+            narrow=training.narrow_moments,
+            paged=training.paged_moments,
+            exact=embeddings(job.model),
+        )
     warmup_steps = math.ceil(job.total_steps * training.warmup_percent / 100)
     schedule = rate(training.schedule, warmup_steps, job.total_steps)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
