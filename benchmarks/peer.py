@@ -78,13 +78,15 @@ def train(peer: str, job: dict[str, Any]) -> dict[str, Any]:
         callbacks=[steps],
         **more,
     )
-    collate, tokens = trainer.data_collator.torch_call, []
+    collator: Any = trainer.data_collator
+    collate = collator.torch_call
+    tokens: list[int] = []
 
     def counting(examples: list[dict[str, Any]]) -> Any:
         tokens.append(sum(len(example["input_ids"]) for example in examples))
         return collate(examples)
 
-    trainer.data_collator.torch_call = counting
+    collator.torch_call = counting
     trainer.train()
     skip, last = job["skip"], job["steps"]
     return {
