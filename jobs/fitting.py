@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
 from jobs.loops import Choice, choose
-from jobs.memory.estimate import Estimate, estimate, fits
+from jobs.memory.estimate import Estimate, Planner, fits
 from jobs.memory.kept import Lengths
+from jobs.memory.plan import MemoryPlan
 from jobs.methods.base import Method
 from jobs.shape import ModelShape
 from jobs.spec import TrainingParams
@@ -53,6 +54,10 @@ class Run:
         return choose(self.training, self.task, self.method, self.params, self.shape.model_type, hardware.compute)
 
     def needs(self, hardware: Hardware) -> Estimate:
+        return self.planned(hardware)[1]
+
+    def planned(self, hardware: Hardware) -> tuple[MemoryPlan, Estimate]:
+        """How it would go about the memory there is, and what that comes to."""
         sequences, lengths = self.task.sequences, self.lengths
         if lengths and lengths.longest > self.training.max_length:  # a shorter maximum cuts the mean, too
             longest = self.training.max_length
@@ -60,9 +65,9 @@ class Run:
                 longest=longest, mean=min(lengths.mean, longest * sequences), spread=min(lengths.spread, longest)
             )
         loop = self.choice(hardware).loop
-        return estimate(
+        return Planner(
             self.trained, self.method, self.params, self.training, hardware, lengths, sequences, self.head, loop
-        )
+        ).planned()
 
 
 class Fitted(Frozen):
@@ -78,7 +83,7 @@ class Fitted(Frozen):
 def fit(run: Run, hardware: Hardware) -> Fitted:
     """The settings nearest to the run's that fit. Of two changes the later kind is made only where all of the earlier
     kinds together do not do."""
-    if fits(needs := run.needs(hardware), hardware):
+    if fits(needs := run.needs(hardware), hardware, run.training):
         return _answer(run, run, hardware, needs)
     least = needs
     ranks, lengths, weights = _ranks(run), _lengths(run), _weights(run, hardware)
@@ -91,11 +96,11 @@ def fit(run: Run, hardware: Hardware) -> Fitted:
         smallest = _rows_at_once(changed, batches[-1])
         needs = smallest.needs(hardware)
         least = min(least, needs, key=lambda each: each.total)
-        if not fits(needs, hardware):
+        if not fits(needs, hardware, run.training):
             continue
         for batch in batches:
             found = _rows_at_once(changed, batch)
-            if fits(needs := found.needs(hardware), hardware):
+            if fits(needs := found.needs(hardware), hardware, run.training):
                 return _answer(run, found, hardware, needs)
     return _answer(run, run, hardware, least)
 
@@ -109,8 +114,9 @@ def _batches(training: TrainingParams) -> Iterator[tuple[int, int]]:
 
 
 def _recomputes(run: Run) -> list[dict[str, Any]]:
-    can = run.method.recomputes and not run.training.recompute
-    return [{}, {"recompute": True}] if can else [{}]
+    """As needed, where it was forbidden."""
+    can = run.method.recomputes and run.training.recompute == "off"
+    return [{}, {"recompute": "auto"}] if can else [{}]
 
 
 def _moments(run: Run, hardware: Hardware, needs: Estimate) -> list[dict[str, Any]]:
@@ -178,7 +184,7 @@ def _answer(before: Run, after: Run, hardware: Hardware, needs: Estimate) -> Fit
         training=after.training,
         params=after.params.model_dump(),
         changes=tuple(_sentences(before, after)),
-        fits=fits(needs, hardware),
+        fits=fits(needs, hardware, after.training),
         needs=needs.total,
     )
 
@@ -193,7 +199,7 @@ def _sentences(before: Run, after: Run) -> Iterator[str]:
             "same, in more and smaller passes."
         )
     if new.recompute != old.recompute:
-        yield "Recompute activations on: it learns the same, about a third slower."
+        yield "Recompute activations as needed: it learns the same, at most a third slower."
     if new.optimizer != old.optimizer:
         yield "Optimizer in 8 bits: a quarter of its memory, and it learns nearly the same."
     held = getattr(after.params, "base_weights", "full")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jobs.frozen import Frozen
 
 if TYPE_CHECKING:
+    from jobs.memory.plan import MemoryPlan
     from jobs.methods.base import Method
     from jobs.spec import TrainingParams
     from jobs.tasks.base import Task
@@ -25,6 +26,11 @@ _CAPPED = ("gemma2",)  # their attention caps its logits, which no kernel for pa
 class Choice(Frozen):
     loop: LoopName
     why: str  # a sentence for the run's page
+
+    def with_plan(self, plan: MemoryPlan, layers: int) -> Choice:
+        """With what is done to save memory."""
+        said = plan.sentence(layers)
+        return Choice(loop=self.loop, why=f"{self.why} {said}") if said else self
 
 
 def choose(training: TrainingParams, task: Task, method: Method, params: Any, model_type: str, compute: str) -> Choice:

@@ -66,7 +66,7 @@ def _cause(
     if oom and exit_code in (None, -signal.SIGKILL):
         return RunState.INTERRUPTED, (
             "The system ran out of memory and ended the training process. Choose a smaller micro-batch or maximum "
-            "length, or turn recompute on."
+            "length, or let it recompute as needed."
         )
     if exit_code == -signal.SIGKILL:
         return RunState.INTERRUPTED, (
@@ -80,7 +80,7 @@ def _cause(
         return state, f"The training process was ended by signal {-exit_code} ({what})." + _last_line(log)
     if _OOM_WORDS.search(log):
         return RunState.FAILED, (
-            "Training ran out of memory. Choose a smaller micro-batch or maximum length, or turn recompute on."
+            "Training ran out of memory. Choose a smaller micro-batch or maximum length, or let it recompute as needed."
         )
     if exit_code:
         return RunState.FAILED, f"The training process ended with error code {exit_code}." + _last_line(log)

@@ -118,6 +118,11 @@ class ModelShape(Frozen):
         return sum(m.in_features * m.out_features for m in self.linears)
 
     @property
+    def tied(self) -> bool:
+        """Whether a decoder's output head is its embedding."""
+        return not any(end.name.partition(".")[0] in _HEADS for end in self.ends)
+
+    @property
     def leaves(self) -> tuple[str, ...]:
         """The different linear module names, in the model's order: ("q_proj", "k_proj", ...)."""
         return tuple(dict.fromkeys(m.leaf for m in self.linears))

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jobs.data.columns import Mapping
 from jobs.data.mends.base import MendRef
@@ -134,10 +134,21 @@ class TrainingParams(Frozen):
         title="Evaluations and checkpoints",
         description="How often in the run the validation loss is measured, a checkpoint saved, the prompts answered.",
     )
-    recompute: bool = Field(
-        False,
+    recompute: Literal["auto", "on", "off"] = Field(
+        "auto",
         title="Recompute activations",
-        description="Gradient checkpointing: much less memory, about a third slower.",
+        description="Gradient checkpointing: much less memory, about a third slower. As needed, only so many layers "
+        "are computed again as the free memory demands.",
+        json_schema_extra={"labels": {"auto": "As needed", "on": "Always", "off": "Never"}},
+    )
+    memory_limit_gb: float = Field(
+        0,
+        ge=0,
+        le=10_000,
+        title="Memory limit (GB)",
+        description="The run arranges itself within this much memory, so that something else can use the rest; 0 lets "
+        "it take all that is free.",
+        json_schema_extra={"advanced": True},
     )
     loop: Literal["auto", "plain"] = Field(
         "auto",
@@ -164,6 +175,11 @@ class TrainingParams(Frozen):
     def paged_moments(self) -> bool:
         """Whether they may move from the GPU to the host."""
         return "paged" in self.optimizer
+
+    @field_validator("recompute", mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, value: Any) -> Any:
+        return {True: "on", False: "auto"}.get(value, value) if isinstance(value, bool) else value
 
     def validation_rows(self, rows: int) -> int:
         """How many of `rows` are kept aside: the percentage up to the limit, at least 1 unless it is 0, never the last

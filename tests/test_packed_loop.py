@@ -12,6 +12,7 @@ from jobs import loops, methods, tasks
 from jobs.data.columns import Mapping, Shape
 from jobs.events import Started
 from jobs.loops import FAMILIES
+from jobs.memory.plan import MemoryPlan
 from jobs.rundir import RunFiles
 from jobs.spec import RunSpec, TrainingParams
 from jobs.training.rows import Row
@@ -23,7 +24,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from jobs.training.data import collate  # noqa: E402
 from jobs.training.loss import summed_loss  # noqa: E402
-from jobs.training.packed.model import PackedModel  # noqa: E402
+from jobs.training.packed.model import PackedModel, flat_weights  # noqa: E402
 from jobs.training.packed.packs import lay_out, pack_rows, step_rows  # noqa: E402
 from jobs.training.packed.passes import arrays, filled  # noqa: E402
 from jobs.training.packed.sizes import Size, Sizes, chosen  # noqa: E402
@@ -71,16 +72,20 @@ def plain(model: Any, rows: list[Row]) -> tuple[float, dict[str, Any]]:
 
 
 def packed(model: Any, rows: list[Row], dtype: Any = None, recomputed: int = 0) -> tuple[float, dict[str, Any]]:
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    groups = [{"params": list(trained.values())}]
-    packing = PackedModel(model, groups, dtype or torch.float32, recomputed=recomputed, longest=64)
-    packing.weights.begin_pass()
+    packing = packed_model(model, dtype or torch.float32, recomputed=recomputed)
+    packing.leaves.begin_pass()
     with packing.engaged():
         loss = packing.losses(tensors(lay_out(rows))).sum()
         loss.backward()
-    packing.weights.end_pass()
+    packing.leaves.end_pass()
     packing.release()
-    return loss.item(), {name: packing.weights.gradient(parameter) for name, parameter in trained.items()}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return loss.item(), {name: packing.weights[0].gradient(parameter) for name, parameter in trained.items()}
+
+
+def packed_model(model: Any, dtype: Any = None, longest: int = 64, **plan: Any) -> PackedModel:
+    weights = flat_weights(model, [{"params": [p for p in model.parameters() if p.requires_grad]}])
+    return PackedModel([model], [weights], dtype or torch.float32, plan=MemoryPlan(**plan), longest=longest)
 
 
 def tensors(pack: Any) -> dict[str, Any]:
@@ -151,8 +156,7 @@ def test_documents_of_one_pack_do_not_see_each_other() -> None:
 
 
 def document_losses(model: Any, rows: list[Row]) -> list[Any]:
-    groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
-    packing, pack = PackedModel(model, groups, torch.float32, recomputed=0, longest=64), lay_out(rows)
+    packing, pack = packed_model(model), lay_out(rows)
     with packing.engaged(), torch.no_grad():
         losses = packing.losses(tensors(pack))
     packing.release()
@@ -295,9 +299,8 @@ def test_every_row_of_an_epoch_is_in_one_step_and_packs_keep_within_their_capaci
 
 def test_a_padded_pack_has_the_losses_of_the_pack_itself() -> None:
     model, rows = with_lora("qwen3"), random_rows(5)
-    groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
-    packing, pack = PackedModel(model, groups, torch.float32, recomputed=0, longest=24), lay_out(rows)
-    batch = arrays(pack, 3)
+    packing, pack = packed_model(model, longest=24), lay_out(rows)
+    batch = arrays(pack, [3])
     size = Sizes([pack], 1, token_cost=1, size_cost=1, longest=24).of(pack)
     padded = filled(batch, Size(size.tokens + 64, 32, size.kept + 16), 24)
     assert len(padded["input_ids"]) == size.tokens + 64

@@ -15,6 +15,7 @@ from jobs.hardware import Hardware
 from jobs.memory import packed as packed_loop
 from jobs.memory import plain as plain_loop
 from jobs.memory.kept import FP32, Case, Lengths
+from jobs.memory.plan import MemoryPlan, first_that_fits, packed_plans, plain_plans, tighter
 from jobs.shape import ModelShape
 from jobs.spec import TrainingParams
 
@@ -74,50 +75,97 @@ def estimate(
     head: int | None = None,
     loop: LoopName = "plain",
 ) -> Estimate:
-    """The peak of one run in `loop` (jobs.loops.choose).
+    """The peak of one run in `loop` (jobs.loops.choose), whose plan is the fastest that fits the memory there is.
 
     `lengths`: where the dataset has been checked; else every row is taken to have the maximum length. `sequences`: the
     texts that one row puts through the model at once (Task.sequences). `head`: the parameters of a task's new head
     (Task.new_head).
     """
-    width = compute_bytes(hardware)
-    case = Case(
-        shape=shape,
-        method=method,
-        params=params,
-        training=training,
-        hardware=hardware,
-        width=width,
-        lengths=lengths or Lengths.all(training.max_length, sequences),
-        sequences=sequences,
-        head=head,
-    )
-    trainable = method.trainable(params, shape) + (head or 0)
-    packed = loop == "packed"
-    kept = packed_loop.kept(case) if packed else plain_loop.kept(case)
-    narrow = width if packed and width < FP32 else 0  # beside what is trained, and its gradients, stand narrow copies
-    gradients = trainable * (FP32 + narrow)
-    if method.trains_base and training.gradient_accumulation == 1:
-        # They grow while activations and logits shrink; the next step's are made after they are gone.
-        gradients = max(0, gradients - kept.activations - kept.logits)
-    on_cpu = hardware.device == "cpu"
-    return Estimate(
-        base=_base(case, packed),
-        adapter=(head or 0 if method.trains_base else trainable) * (FP32 + narrow),
-        gradients=gradients,
-        optimizer=_moments(training, trainable, shape.embedding_parameters if method.trains_base else 0),
-        activations=kept.activations,
-        logits=kept.logits,
-        workspace=kept.workspace
-        + (_PROCESS if on_cpu else 0)
-        + (_MEASURES if head is not None and on_cpu else 0)
-        + method.held_memory(params, shape, training.recompute, width),
-    )
+    return Planner(shape, method, params, training, hardware, lengths, sequences, head, loop).planned()[1]
 
 
-def fits(needs: Estimate, hardware: Hardware) -> bool:
-    """Whether the free memory holds it, with what a GPU takes beside the allocator."""
-    return needs.total + (CUDA_CONTEXT if hardware.device == "cuda" else 0) <= hardware.memory_free
+class Planner:
+    """As `estimate`, with the plan itself."""
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        method: Method,
+        params: Any,
+        training: TrainingParams,
+        hardware: Hardware,
+        lengths: Lengths | None = None,
+        sequences: int = 1,
+        head: int | None = None,
+        loop: LoopName = "plain",
+        adapters: int = 1,
+    ) -> None:
+        """`adapters`: how many train together, all like this one."""
+        self._packed = loop == "packed"
+        self._case = Case(
+            shape=shape,
+            method=method,
+            params=params,
+            training=training,
+            hardware=hardware,
+            width=compute_bytes(hardware),
+            lengths=lengths or Lengths.all(training.max_length, sequences),
+            sequences=sequences,
+            head=head,
+            adapters=adapters,
+        )
+        self._plans = packed_plans(self._case) if self._packed else list(plain_plans(self._case))
+        self._budget = budget(hardware, training)
+
+    def planned(self) -> tuple[MemoryPlan, Estimate]:
+        """The fastest plan that fits; the most saving where none does."""
+        plan = first_that_fits(self._plans, self._total, self._budget)
+        return plan, self.of(plan)
+
+    def tighter(self, plan: MemoryPlan) -> MemoryPlan | None:
+        """What to try where `plan` needed more than there is; None where nothing needs less."""
+        return tighter(self._plans, self._total, plan)
+
+    def of(self, plan: MemoryPlan) -> Estimate:
+        """The peak with this plan."""
+        case, packed = self._case, self._packed
+        method, params, shape, training = case.method, case.params, case.shape, case.training
+        trainable, width = case.trainable, case.width
+        kept = packed_loop.kept(case, plan) if packed else plain_loop.kept(case, plan)
+        narrow = width if packed and width < FP32 else 0  # beside what is trained, and its gradients, stand copies
+        gradients = trainable * (FP32 + narrow)
+        if method.trains_base and training.gradient_accumulation == 1:
+            # They grow while activations and logits shrink; the next step's are made after they are gone.
+            gradients = max(0, gradients - kept.activations - kept.logits)
+        on_cpu = case.hardware.device == "cpu"
+        return Estimate(
+            base=_base(case, packed, plan),
+            adapter=(case.head or 0 if method.trains_base else trainable) * (FP32 + narrow),
+            gradients=gradients,
+            optimizer=_moments(training, trainable, shape.embedding_parameters if method.trains_base else 0),
+            activations=kept.activations,
+            logits=kept.logits,
+            workspace=kept.workspace
+            + (_PROCESS if on_cpu else 0)
+            + (_MEASURES if case.head is not None and on_cpu else 0)
+            + method.held_memory(params, shape, bool(plan.recomputed), width),
+        )
+
+    def _total(self, plan: MemoryPlan) -> int:
+        return self.of(plan).total
+
+
+def budget(hardware: Hardware, training: TrainingParams) -> int:
+    """Bytes that a run may take: what is free, or the limit that was set, without what a GPU takes beside the
+    allocator."""
+    most = hardware.memory_free
+    if training.memory_limit_gb:
+        most = min(most, int(training.memory_limit_gb * 1e9))
+    return most - (CUDA_CONTEXT if hardware.device == "cuda" else 0)
+
+
+def fits(needs: Estimate, hardware: Hardware, training: TrainingParams) -> bool:
+    return needs.total <= budget(hardware, training)
 
 
 def _moments(training: TrainingParams, trainable: int, embeddings: int) -> int:
@@ -128,14 +176,19 @@ def _moments(training: TrainingParams, trainable: int, embeddings: int) -> int:
     return int(2 * ((trainable - embeddings) * _NARROW_MOMENT + embeddings * FP32))
 
 
-def _base(case: Case, packed: bool) -> int:
+def _base(case: Case, packed: bool, plan: MemoryPlan) -> int:
     shape, width = case.shape, case.width
+    if plan.embedding_on_host:
+        return _base(case, packed, MemoryPlan()) - shape.embedding_parameters * width
     if case.method.trains_base:  # in 32 bits; autocast's narrow copy of a matrix lives from forward to backward
         return shape.parameters * FP32 + (shape.parameters * width if width < FP32 else 0)
     held = case.method.quantization(case.params)
     if held == "none" or case.hardware.device == "cpu":
         # On a CPU the whole model is in memory before it is quantized: the narrow weights do not lower the peak.
         return shape.parameters * width
+    if held == "fp8":  # a scale for each row of each layer
+        rows = sum(module.out_features for module in shape.linears)
+        return shape.linear_parameters + rows * FP32 + (shape.parameters - shape.linear_parameters) * width
     bits = _INT8_BITS if held == "int8" else _NF4_BITS[getattr(case.params, "double_quantization", False)]
     rest = shape.parameters - shape.linear_parameters
     if packed:  # what is not quantized stays as it was loaded

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
-from jobs.shape import ModelShape
+from jobs.loops import FUSED
+from jobs.shape import LinearModule, ModelShape
 from jobs.spec import TrainingParams
 
 if TYPE_CHECKING:
+    from jobs.memory.plan import MemoryPlan
     from jobs.methods.base import Method
 
 FP32 = 4  # bytes
@@ -50,6 +53,7 @@ class Case:
     lengths: Lengths
     sequences: int
     head: int | None
+    adapters: int = 1  # that train together, all alike
 
     @property
     def longest(self) -> int:
@@ -61,16 +65,44 @@ class Case:
         """Of the widest: every text in it is padded to its longest."""
         return self.training.batch_size * self.sequences * (self.longest + self.method.positions(self.params))
 
-    @property
-    def pack_tokens(self) -> int:
-        """Of the longest pack (jobs.training.packed.packs): all rows of a step, up to the pack's capacity."""
-        rows = self.training.batch_size * self.training.gradient_accumulation
-        row = self.longest * self.sequences
-        likely = rows * self.lengths.mean + _RARE * self.lengths.spread * rows**0.5
-        capacity = self.training.batch_size * self.training.max_length * self.sequences
-        return int(min(capacity, rows * row, max(likely, row)))
+    @cached_property
+    def row_tokens(self) -> int:
+        """Of the longest row, with all its texts: a pack holds at least one of each adapter."""
+        return self.longest * self.sequences * self.adapters
 
-    @property
+    @cached_property
+    def step_tokens(self) -> int:
+        """Of the longest step."""
+        rows = self.training.batch_size * self.training.gradient_accumulation
+        likely = rows * self.lengths.mean + _RARE * self.lengths.spread * rows**0.5
+        return int(min(rows * self.row_tokens, max(likely * self.adapters, self.row_tokens)))
+
+    @cached_property
+    def most_pack_tokens(self) -> int:
+        """What Micro-batch and Maximum length allow."""
+        return self.training.batch_size * self.training.max_length * self.sequences * self.adapters
+
+    def pack_tokens(self, plan: MemoryPlan) -> int:
+        """Of the longest pack (jobs.training.packed.packs): all rows of a step, up to the pack's capacity."""
+        return max(self.row_tokens, min(plan.pack_tokens, self.step_tokens))
+
+    @cached_property
+    def fused(self) -> bool:
+        """Whether the packed loop computes it in layers of its own, rather than in transformers'."""
+        known = self.shape.model_type in FUSED and self.method.name != "dora"
+        return known and not getattr(self.params, "dropout", 0)
+
+    @cached_property
+    def trainable(self) -> int:
+        """Parameters, with a new head's."""
+        return (self.method.trainable(self.params, self.shape) + (self.head or 0)) * self.adapters
+
+    @cached_property
+    def modules(self) -> list[LinearModule]:
+        """Those that something is trained beside."""
+        return self.method.modules(self.params, self.shape.linears)
+
+    @cached_property
     def layers(self) -> int:
         """Those that the backward pass goes through."""
         return self.method.layers_reached(self.params, self.shape)

@@ -6,11 +6,11 @@ tests/test_memory.py holds this against what autograd really saves.
 
 from __future__ import annotations
 
-from jobs.loops import FUSED
 from jobs.memory.kept import FP32, Case, Kept
+from jobs.memory.plan import MemoryPlan
 
 # The packed loop's own sizes, which decide what it keeps: jobs.training.packed takes them from here.
-CHUNK = 2_048  # tokens whose logits are made at once; at 128k words of vocabulary half a gigabyte
+CHUNK = 1_024  # tokens whose logits are made at once; at 128k words of vocabulary a quarter of a gigabyte
 LAUNCH_BOUND = 2.5e13  # operations of a forward pass: fewer are computed in less time than the kernels take to launch
 # Tokens of one batch of an evaluation, which makes all its logits: a micro-batch that the packed loop trains chunk by
 # chunk would be far too much.
@@ -28,27 +28,41 @@ _HOLES = 0.35
 _CPU_SLACK = 0.5  # what malloc keeps of what a step freed, measured
 
 
-def kept(case: Case) -> Kept:
-    tokens, width, shape = case.pack_tokens, case.width, case.shape
+def kept(case: Case, plan: MemoryPlan) -> Kept:
+    tokens, width, shape = case.pack_tokens(plan), case.width, case.shape
     on_gpu = case.hardware.device == "cuda"
     each = layer(case)
-    activations = tokens * case.layers * each
-    if case.training.recompute:
-        activations = tokens * (case.layers * shape.hidden_size * width + each)
+    again = min(plan.recomputed, case.layers)  # of the layers that the way back goes through
+    inputs = 0 if plan.offloaded else again * shape.hidden_size * width
+    activations = tokens * ((case.layers - again) * each + inputs + (each if again else 0))
     # Two moments are the widest. At the output head: the last norm's input and output, the places that are trained and
-    # their slopes, and two chunks of logits, the old one and the new. In the last layer's backward pass: the slopes of
-    # gate, up and their product with the product itself, and 4-bit weights unpacked.
+    # their slopes, and a chunk of logits. In a layer's backward pass: the slope of gate times up, of its input, and
+    # weights that are unpacked or turned.
     activations += 4 * tokens * shape.hidden_size * width
-    logits = min(tokens, 2 * CHUNK) * shape.vocab_size * _logit_bytes(case, on_gpu)
-    behind = tokens * (4 * shape.intermediate_size - shape.hidden_size) * width
-    if case.method.quantization(case.params) != "none":
-        behind += 4 * shape.hidden_size * shape.intermediate_size * width
+    logits = min(tokens, CHUNK) * shape.vocab_size * _logit_bytes(case, on_gpu)
+    behind = tokens * _behind_a_token(case, on_gpu) + _unpacked(case)
     return Kept(
-        activations=activations,
+        activations=int(activations),
         logits=logits,
-        workspace=max(0, behind - logits, _evaluated(case) - activations - logits)
-        + _slack(case, activations + logits, on_gpu),
+        workspace=max(0, int(behind - logits), int(_evaluated(case) - activations - logits))
+        + _slack(case, plan, activations + logits, on_gpu),
     )
+
+
+def _behind_a_token(case: Case, on_gpu: bool) -> float:
+    """Bytes of what the way back through an MLP needs besides what was kept."""
+    shape, width = case.shape, case.width
+    inner = shape.intermediate_size
+    if not on_gpu:  # nothing is written over what was kept
+        return (4 * inner - shape.hidden_size) * width
+    rounded = 2 * inner if case.method.quantization(case.params) == "fp8" else 0
+    return (inner + shape.hidden_size) * width + rounded
+
+
+def _unpacked(case: Case) -> int:
+    """Bytes of the largest weights in the form that they are multiplied in."""
+    largest = 2 * case.shape.hidden_size * case.shape.intermediate_size
+    return largest * {"none": 0, "fp8": 1}.get(case.method.quantization(case.params), case.width)
 
 
 def _evaluated(case: Case) -> int:
@@ -60,21 +74,16 @@ def _evaluated(case: Case) -> int:
     return tokens * case.shape.vocab_size * (case.width + 2 * FP32)
 
 
-def fused(case: Case) -> bool:
-    """Whether our own layers compute it, rather than transformers'."""
-    return case.shape.model_type in FUSED and case.method.name != "dora" and not getattr(case.params, "dropout", 0)
-
-
-def recorded(case: Case) -> bool:
+def recorded(case: Case, plan: MemoryPlan) -> bool:
     """Whether its passes become CUDA graphs."""
     shape = case.shape
     held = shape.parameters
-    if case.method.quantization(case.params) != "none":
+    if case.method.quantization(case.params) == "nf4":
         held -= shape.linear_parameters // 2  # two 4-bit weights count as one number
     random = bool(getattr(case.params, "dropout", 0))
-    if case.sequences > 1:  # what weighs whole answers reads its numbers in between
+    if case.sequences > 1 or plan.offloaded:  # what weighs whole answers reads its numbers in between
         return False
-    return 2 * held * case.pack_tokens <= LAUNCH_BOUND and not (random and case.training.recompute)
+    return 2 * held * case.pack_tokens(plan) <= LAUNCH_BOUND and not (random and plan.recomputed)
 
 
 def layer(case: Case) -> float:
@@ -82,13 +91,13 @@ def layer(case: Case) -> float:
     shape, width = case.shape, case.width
     hidden, inner = shape.hidden_size, shape.intermediate_size
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    modules = case.method.modules(case.params, shape.linears)
-    ranks = len(modules) * case.params.r / max(case.layers, 1)
+    modules = case.modules
+    ranks = len(modules) * case.params.r * case.adapters / max(case.layers, 1)
     # Queries, keys, values and what attention makes of them, with a number a head; x A^T of every LoRA.
     found = (2 * queries + 2 * keys + ranks) * width + FP32 * shape.heads
     if case.hardware.device != "cuda":  # documents' answers are joined
         found += queries * width
-    if fused(case):
+    if case.fused:
         # Both norms: input, output, a scale. The MLP: gate and up; their product is made again.
         found += (4 * hidden + 2 * inner) * width + 2 * FP32
         if shape.model_type in _HEAD_NORMS:  # before and after norm and turn, and a scale a head
@@ -116,15 +125,15 @@ def _logit_bytes(case: Case, on_gpu: bool) -> int:
     return 2 * FP32 + (case.width if case.width < FP32 else 0)
 
 
-def _slack(case: Case, moving: float, on_gpu: bool) -> int:
+def _slack(case: Case, plan: MemoryPlan, moving: float, on_gpu: bool) -> int:
     """What is reserved beyond what is in use."""
     if not on_gpu:
         return int(_CPU_SLACK * moving)
-    if not recorded(case):
+    if not recorded(case, plan):
         return int(_CUBLAS + _SLACK * moving)
     found = _CUBLAS + _RECORDED_SLACK * moving
     shape = case.shape
-    if fused(case) and case.method.quantization(case.params) == "none":
+    if case.fused and case.method.quantization(case.params) in ("none", "fp8"):
         joined = shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim + 2 * shape.intermediate_size
         found += _HOLES * joined * shape.hidden_size * shape.layers * case.width
     if case.lengths.spread:

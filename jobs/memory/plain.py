@@ -7,6 +7,7 @@ What the base's own layers keep is counted here; what a method's keep besides is
 from __future__ import annotations
 
 from jobs.memory.kept import FP32, Case, Kept
+from jobs.memory.plan import MemoryPlan
 
 # Products' workspaces and what the allocator keeps, measured on an H100: the same for a model of 135 million and of a
 # billion parameters, but for a small share of what comes and goes.
@@ -17,13 +18,13 @@ _CPU_ACTIVATIONS = 1.3
 _CPU_LOGIT_BYTES = 21
 
 
-def kept(case: Case) -> Kept:
+def kept(case: Case, plan: MemoryPlan) -> Kept:
     tokens, shape, width = case.micro_batch_tokens, case.shape, case.width
     on_gpu = case.hardware.device == "cuda"
     besides = case.method.kept_a_token(case.params, shape, width)  # of all its layers
     layer = _layer(case) + besides / max(case.layers, 1)
     activations = tokens * case.layers * layer
-    if case.training.recompute:
+    if plan.recomputed:
         activations = tokens * (case.layers * shape.hidden_size * width + layer)
     outputs = shape.vocab_size if case.head is None else case.head // shape.hidden_size
     if not on_gpu:

@@ -48,7 +48,7 @@ def problems_together(parts: Parts, hardware: Hardware) -> Iterator[str]:
     if base and method and parts.method_params:
         refused = task_problem(method, parts.task) if parts.task else []
         yield from refused or method.check(parts.method_params, base.shape, hardware)
-    if parts.training and parts.training.recompute and method and not method.recomputes:
+    if parts.training and parts.training.recompute == "on" and method and not method.recomputes:
         yield (
             f"You set Recompute activations, but {method.label} cannot train with it: what is recomputed would not "
             "see the prefix. Turn it off, or choose another method."

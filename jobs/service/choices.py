@@ -153,7 +153,7 @@ def _method_choice(
         sequences = task.sequences if task else 1
         loop = task and choose(training, task, method, params, shape.model_type, hardware.compute).loop
         needs = estimate(left, method, params, training, hardware, lengths, sequences, head, loop or "plain")
-        memory, enough = needs.total, fits(needs, hardware)
+        memory, enough = needs.total, fits(needs, hardware, training)
     return MethodChoice(
         name=method.name,
         label=method.label,

@@ -193,8 +193,9 @@ class Planning:
         needs, enough = None, None
         loop = None
         if run := self._run(parts, check):
-            loop, needs = run.choice(hardware), run.needs(hardware)
-            enough = fits(needs, hardware)
+            memory_plan, needs = run.planned(hardware)
+            loop = run.choice(hardware).with_plan(memory_plan, run.trained.layers)
+            enough = fits(needs, hardware, run.training)
             if not enough:
                 notes.append(does_not_fit(needs, hardware))
         spec = None

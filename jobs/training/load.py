@@ -11,6 +11,7 @@ import psutil
 
 from jobs.errors import UserError
 from jobs.hardware import peak_resident, this_machine, usable_cores
+from jobs.shape import ModelShape, shape_of
 from jobs.spec import BaseModelRef
 
 if TYPE_CHECKING:
@@ -129,6 +130,17 @@ def load_model(
     _keep_weights_as_quantized(model)
     model.config.use_cache = False  # training keeps no key-value cache; generation asks for its own
     return model, tuple(new)
+
+
+def shape_of_model(model: PreTrainedModel) -> ModelShape:
+    """Of a loaded model with nothing beside it, however it is held."""
+    import torch
+
+    tensors = {name: {"dtype": "BF16", "shape": list(p.shape)} for name, p in model.named_parameters()}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and f"{name}.weight" in tensors:  # quantized ones are packed
+            tensors[f"{name}.weight"]["shape"] = [module.out_features, module.in_features]
+    return shape_of(model.config.to_dict(), tensors, has_chat_template=False)
 
 
 def _keep_weights_as_quantized(model: Any) -> None:

@@ -6,13 +6,14 @@ monitor's, so a faster loop replaces jobs.training.plain without touching them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jobs.card import AdapterCard
 from jobs.data import templates
+from jobs.memory.estimate import Planner
 from jobs.methods.base import Method
 from jobs.spec import RunSpec
 from jobs.training import heads
@@ -40,6 +41,7 @@ class Job:
     validation: Sequence[Row]
     total_steps: int
     progress: Progress  # where to go on
+    planner: Callable[[int], Planner]  # of its memory, with so many adapters like this one
     state: Path | None  # what the loop saved there (`Monitor.step_done(save_state=)`); None at the beginning
     new: tuple[str, ...] = ()  # parameters of a new head that the method leaves to jobs.training.heads
 

@@ -5,6 +5,7 @@ Ends where the process begins: arguments, signals and the hand-over are jobs.tra
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import itertools
 import logging
@@ -24,6 +25,7 @@ from jobs.errors import UserError
 from jobs.events import EventLog, Phase, Started
 from jobs.files import write_whole
 from jobs.hardware import this_machine
+from jobs.memory.estimate import Planner
 from jobs.methods.base import Context, Method
 from jobs.result import Result
 from jobs.rundir import RunFiles
@@ -31,9 +33,11 @@ from jobs.spec import RunSpec
 from jobs.tasks.base import READERS, Encoded
 from jobs.training import checkpoints as saved
 from jobs.training import heads, load
+from jobs.training.cache import RowCache
 from jobs.training.checkpoints import Checkpoints, Progress
 from jobs.training.data import Row, encode_rows, rows_taken, split
 from jobs.training.failures import reason
+from jobs.training.lengths import lengths_of
 from jobs.training.loop import Job, TrainingLoop
 from jobs.training.monitor import Ended, Monitor, StopRequest
 from jobs.training.objective import Objective, Setting
@@ -64,6 +68,7 @@ class Attempt:
         self._checkpoints: Checkpoints | None = None
         self._monitor: Monitor | None = None
         self._trainable = self._total = 0
+        self._hardware = this_machine()  # what is free before this run takes any
 
     def run(self) -> Result:
         """Never raises: whatever happens is the result, and result.json is the last thing written."""
@@ -101,7 +106,7 @@ class Attempt:
                 left_out_rows=left_out,
                 trainable_parameters=self._trainable,
                 total_parameters=self._total,
-                hardware=this_machine().model_dump()
+                hardware=self._hardware.model_dump()
                 | {"dtype": str(job.device.dtype).removeprefix("torch."), "loop": choice.loop, "loop_why": choice.why},
                 packages=_packages(),
             )
@@ -157,6 +162,21 @@ class Attempt:
         )
         setting = replace(setting, prepared=prepared)
         choice = self._choose(spec, task, method, params, model, device, newest)
+        shape = task.body(load.shape_of_model(model))
+        planner = functools.partial(
+            Planner,
+            shape,
+            method,
+            params,
+            spec.training,
+            self._hardware,
+            lengths_of(train),
+            task.sequences,
+            task.new_head(setting.params, shape, len(setting.labels)),
+            choice.loop,
+        )
+        plan, _ = planner(1).planned()
+        choice = choice.with_plan(plan, shape.layers)
         logger.info(choice.why)
         self._say(f"Attaching {method.label}")
         set_seed(spec.training.seed)
@@ -170,7 +190,7 @@ class Attempt:
         )
         model = method.attach(model, params, context)
         new = heads.train(model, new) if task.head in READERS else ()
-        if spec.training.recompute and choice.loop == "plain":
+        if plan.recomputed and choice.loop == "plain":
             model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
         self._trainable, self._total = model.get_nb_trainable_parameters()  # knows how many a 4-bit tensor holds
         as_chat = Shape.TEXT not in task.shapes and bool(tokenizer.chat_template)
@@ -197,28 +217,36 @@ class Attempt:
             validation=validation,
             total_steps=total_steps,
             progress=newest.progress if newest else Progress(),
+            planner=planner,
             state=newest.state if newest else None,
             new=new,
         )
         return job, prompts, left_out, choice
 
     def _rows(self, spec: RunSpec, task: tasks.Task, tokenizer: Any) -> tuple[Sequence[Row], Sequence[Row], int]:
-        total = count_rows(spec.dataset.rows)
-        self._say(f"Preparing {total:,} rows")
-        tell = self._teller("Preparing")
-        rows, left_out = encode_rows(
-            spec,
-            task,
-            tokenizer,
-            mended(spec.dataset.rows, spec.dataset.mapping, spec.dataset.mends),
-            lambda done: tell(done, total),
-            self._files.directory,
-        )
+        cache = RowCache.of(spec, task, tokenizer)
+        found = cache.read()
+        if found:
+            self._say("Rows were prepared earlier: taken from the cache")
+        else:
+            total = count_rows(spec.dataset.rows)
+            self._say(f"Preparing {total:,} rows")
+            tell = self._teller("Preparing")
+            found = encode_rows(
+                spec,
+                task,
+                tokenizer,
+                mended(spec.dataset.rows, spec.dataset.mapping, spec.dataset.mends),
+                lambda done: tell(done, total),
+                self._files.directory,
+            )
+            cache.keep(*found)
+        rows, left_out = found
         count = spec.training.validation_rows(len(rows))
         labels = task.target_labels if spec.training.stratified and task.head in READERS else None
         train, validation = split(rows, count, spec.training.seed, labels)
-        logger.info("%d rows to train on, %d for validation, %d left out", len(train), len(validation), left_out)
-        return train, validation, left_out
+        logger.info("%d rows to train on, %d for validation, %d left out", len(train), len(validation), left_out.count)
+        return train, validation, left_out.count
 
     def _teller(self, doing: str) -> Callable[[int, int], None]:
         """Called with how many of how many rows are done: says so now and then. Raises _Stopped where asked to."""

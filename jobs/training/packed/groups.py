@@ -2,18 +2,22 @@
 
 One product with their frozen weights, one with their stacked A, and each B added in place to its own columns, so that
 LoRA costs no pass over the outputs beyond its own. The backward pass is written out for the same reason.
+
+Several adapters stand in one group side by side: all tokens meet all of their A, and what is not a token's own is
+struck out before B (route_). One wide product costs hardly more than one narrow one, and far less than many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from jobs.training.packed.frozen import Frozen
-from jobs.training.packed.pieces import gate, gate_backward, rotate_
+from jobs.training.packed.frozen import Frozen, frozen
+from jobs.training.packed.leaves import Leaves
+from jobs.training.packed.pieces import gate, gate_backward_, rotate_, route_
 
 
 @dataclass(frozen=True)
@@ -24,46 +28,79 @@ class Span:
     rank: slice
 
 
+@dataclass(frozen=True)
+class Route:
+    """Of several adapters: whose each column of the product with the stacked A is, and its scale."""
+
+    owners: torch.Tensor  # int32 [columns]
+    scales: torch.Tensor  # [columns]
+
+
 @dataclass
 class Group:
-    """Layers side by side: [tokens, in] to [tokens, the outputs of all]."""
+    """Layers side by side: [tokens, in] to [tokens, the outputs of all]. `adapters`, int32 [tokens], is whose each
+    token is; None where there is one."""
 
     frozen: Frozen
     scale: float
     a: torch.Tensor | None  # [the ranks of all, in]; None where no layer of the group is trained
     bs: list[torch.Tensor]  # [out, rank] of each that is
     spans: list[Span]
+    route: Route | None = None
 
     @property
     def leaves(self) -> list[torch.Tensor]:
         return [] if self.a is None else [self.a, *self.bs]
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(outputs, scale x A^T), without autograd."""
-        y = self.frozen.product(x)
+    def inner(self, x: torch.Tensor, adapters: torch.Tensor | None) -> torch.Tensor | None:
+        """scale x A^T, without autograd."""
         if self.a is None:
-            return y, None
-        inner = scaled_product(x, self.a.t(), self.scale)
-        for span, b in zip(self.spans, self.bs, strict=True):
-            y[:, span.out].addmm_(inner[:, span.rank], b.t())
+            return None
+        if self.route is None:
+            return scaled_product(x, self.a.t(), self.scale)
+        assert adapters is not None
+        return route_(x @ self.a.t(), adapters, self.route.owners, self.route.scales)
+
+    def forward(self, x: torch.Tensor, adapters: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(outputs, scale x A^T), without autograd."""
+        y, inner = self.frozen.product(x), self.inner(x, adapters)
+        if inner is not None:
+            for span, b in zip(self.spans, self.bs, strict=True):
+                y[:, span.out].addmm_(inner[:, span.rank], b.t())
         return y, inner
 
     def backward(
-        self, dy: torch.Tensor, x: torch.Tensor, inner: torch.Tensor | None, needs_dx: bool
+        self,
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        inner: torch.Tensor | None,
+        adapters: torch.Tensor | None,
+        needs_dx: bool,
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """(the slope by x, those by the leaves)."""
         dx = self.frozen.product_back(dy) if needs_dx else None
         if self.a is None or inner is None:
             return dx, []
-        dinner = torch.empty_like(inner)
-        dbs = []
-        for span, b in zip(self.spans, self.bs, strict=True):
-            part = dy[:, span.out]
-            scaled_product(part, b, self.scale, dinner[:, span.rank])
-            dbs.append(part.t() @ inner[:, span.rank])
+        dinner, dbs = self.backward_inner(dy, inner, adapters)
         if dx is not None:
             dx.addmm_(dinner, self.a)
         return dx, [dinner.t() @ x, *dbs]
+
+    def backward_inner(
+        self, dy: torch.Tensor, inner: torch.Tensor, adapters: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """(the slope by x A^T, those by each B)."""
+        dinner = torch.empty_like(inner)
+        dbs = []
+        scale = self.scale if self.route is None else 1.0
+        for span, b in zip(self.spans, self.bs, strict=True):
+            part = dy[:, span.out]
+            scaled_product(part, b, scale, dinner[:, span.rank])
+            dbs.append(part.t() @ inner[:, span.rank])
+        if self.route is not None:
+            assert adapters is not None
+            route_(dinner, adapters, self.route.owners, self.route.scales)
+        return dinner, dbs
 
 
 def scaled_product(x: torch.Tensor, y: torch.Tensor, scale: float, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -72,29 +109,33 @@ def scaled_product(x: torch.Tensor, y: torch.Tensor, scale: float, out: torch.Te
     return torch.addmm(found, x, y, beta=0, alpha=scale, out=found)
 
 
-def project(x: torch.Tensor, group: Group) -> torch.Tensor:
+def project(x: torch.Tensor, group: Group, adapters: torch.Tensor | None) -> torch.Tensor:
     """[tokens, the outputs of all] from x [tokens, in]."""
-    return _Project.apply(x, group, *group.leaves)  # type: ignore[no-any-return]
+    return _Project.apply(x, group, adapters, *group.leaves)  # type: ignore[no-any-return]
 
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, group: Group, *leaves: torch.Tensor) -> torch.Tensor:
-        y, inner = group.forward(x)
+    def forward(
+        ctx: Any, x: torch.Tensor, group: Group, adapters: torch.Tensor | None, *leaves: torch.Tensor
+    ) -> torch.Tensor:
+        y, inner = group.forward(x, adapters)
         ctx.save_for_backward(x if leaves else None, inner)
-        ctx.group = group
+        ctx.group, ctx.adapters = group, adapters
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         x, inner = ctx.saved_tensors
-        dx, slopes = ctx.group.backward(dy.contiguous(), x, inner, ctx.needs_input_grad[0])
-        return dx, None, *slopes
+        dx, slopes = ctx.group.backward(dy.contiguous(), x, inner, ctx.adapters, ctx.needs_input_grad[0])
+        return dx, None, None, *slopes
 
 
-def project_heads(x: torch.Tensor, group: Group, heads: Heads) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def project_heads(
+    x: torch.Tensor, group: Group, heads: Heads, adapters: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries [tokens, heads, size], keys and values [tokens, their heads, size], the first two turned by position."""
-    return _ProjectHeads.apply(x, group, heads, *group.leaves)  # type: ignore[no-any-return]
+    return _ProjectHeads.apply(x, group, heads, adapters, *group.leaves)  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -116,12 +157,14 @@ class _ProjectHeads(torch.autograd.Function):
     """The turn is done in place, on the product on the way forward, on its slope on the way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, group: Group, heads: Heads, *leaves: torch.Tensor) -> Any:
-        y, inner = group.forward(x)
+    def forward(
+        ctx: Any, x: torch.Tensor, group: Group, heads: Heads, adapters: torch.Tensor | None, *leaves: torch.Tensor
+    ) -> Any:
+        y, inner = group.forward(x, adapters)
         joined = y.view(len(x), -1, heads.size)
         heads.turn_(joined)
         ctx.save_for_backward(x if leaves else None, inner)
-        ctx.group, ctx.heads = group, heads
+        ctx.group, ctx.heads, ctx.adapters = group, heads, adapters
         return joined.split((heads.queries, heads.keys, heads.keys), dim=1)
 
     @staticmethod
@@ -129,86 +172,117 @@ class _ProjectHeads(torch.autograd.Function):
         x, inner = ctx.saved_tensors
         joined = torch.cat(parts, dim=1)
         ctx.heads.turn_(joined, back=True)
-        dx, slopes = ctx.group.backward(joined.view(len(joined), -1), x, inner, ctx.needs_input_grad[0])
-        return dx, None, None, *slopes
+        dy = joined.view(len(joined), -1)
+        dx, slopes = ctx.group.backward(dy, x, inner, ctx.adapters, ctx.needs_input_grad[0])
+        return dx, None, None, None, *slopes
 
 
-def gated_mlp(x: torch.Tensor, gate_up: Group, down: Group) -> torch.Tensor:
+def gated_mlp(
+    x: torch.Tensor, gate_up: Group, down: Group, adapters: torch.Tensor | None, whole: bool = True
+) -> torch.Tensor:
     """down(silu(gate(x)) x up(x)), [tokens, hidden]. What stands between is made again on the way back: it is the
-    widest thing in the model, and cheap."""
-    return _GatedMlp.apply(x, gate_up, down, *gate_up.leaves, *down.leaves)  # type: ignore[no-any-return]
+    widest thing in the model, and cheap.
+
+    Not `whole`: only what the way back needs is computed, and what is returned has no values."""
+    leaves = (*gate_up.leaves, *down.leaves)
+    return _GatedMlp.apply(x, gate_up, down, adapters, whole, *leaves)  # type: ignore[no-any-return]
 
 
 class _GatedMlp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, gate_up: Group, down: Group, *leaves: torch.Tensor) -> torch.Tensor:
-        both, inner = gate_up.forward(x)
-        y, down_inner = down.forward(gate(both))
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        gate_up: Group,
+        down: Group,
+        adapters: torch.Tensor | None,
+        whole: bool,
+        *leaves: torch.Tensor,
+    ) -> torch.Tensor:
+        both, inner = gate_up.forward(x, adapters)
+        if whole:
+            y, down_inner = down.forward(gate(both), adapters)
+        else:
+            y, down_inner = torch.empty_like(x), None if down.a is None else down.inner(gate(both), adapters)
         ctx.save_for_backward(x, both, inner, down_inner)
-        ctx.gate_up, ctx.down = gate_up, down
+        ctx.gate_up, ctx.down, ctx.adapters = gate_up, down, adapters
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         x, both, inner, down_inner = ctx.saved_tensors
-        dy = dy.contiguous()
-        dboth, middle, slopes = _through_the_gate(dy, both, down_inner, ctx.down)
-        del middle
-        dx, more = ctx.gate_up.backward(dboth, x, inner, ctx.needs_input_grad[0])
-        return dx, None, None, *more, *slopes
+        adapters: torch.Tensor | None = ctx.adapters
+        dboth, slopes = _through_the_gate(dy.contiguous(), both, down_inner, ctx.down, adapters)
+        dx, more = ctx.gate_up.backward(dboth, x, inner, adapters, ctx.needs_input_grad[0])
+        return dx, None, None, None, None, *more, *slopes
 
 
 def _through_the_gate(
-    dy: torch.Tensor, both: torch.Tensor, inner: torch.Tensor | None, down: Group
-) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    dy: torch.Tensor, both: torch.Tensor, inner: torch.Tensor | None, down: Group, adapters: torch.Tensor | None
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """As Group.backward of `down`, whose input is made while its slope passes the gate."""
     dmiddle = down.frozen.product_back(dy)
     if down.a is None or inner is None:
-        dboth, middle = gate_backward(dmiddle, both)
-        return dboth, middle, []
-    (b,) = down.bs
-    dinner = scaled_product(dy, b, down.scale)
-    db = dy.t() @ inner
+        return gate_backward_(dmiddle, both)[0], []
+    dinner, dbs = down.backward_inner(dy, inner, adapters)
     dmiddle.addmm_(dinner, down.a)
-    dboth, middle = gate_backward(dmiddle, both)
-    return dboth, middle, [dinner.t() @ middle, db]
+    dboth, middle = gate_backward_(dmiddle, both)
+    return dboth, [dinner.t() @ middle, *dbs]
 
 
-def group_of(layers: Sequence[Any], leaf: Callable[[list[torch.nn.Parameter]], torch.Tensor]) -> Group:
-    """The layers, PEFT's or bare ones, as one group. `leaf` gives what stands for several parameters, one under the
-    other."""
-    trained = [layer for layer in layers if hasattr(layer, "lora_A")]
-    spans, out, rank, begin = [], [], 0, 0
-    for layer in layers:
-        base = layer.base_layer if hasattr(layer, "lora_A") else layer
-        if hasattr(layer, "lora_A"):
-            (name,) = layer.active_adapters
-            size = layer.r[name]
+def group_of(alike: Sequence[Sequence[Any]], leaves: Leaves) -> Group:
+    """The layers, PEFT's or bare ones, as one group: of each adapter's own model, which differ in nothing but what is
+    trained."""
+    first, count = alike[0], len(alike)
+    trained = [place for place, layer in enumerate(first) if hasattr(layer, "lora_A")]
+    spans, bare, rank, begin = [], [], 0, 0
+    for place, layer in enumerate(first):
+        base = layer.base_layer if place in trained else layer
+        if place in trained:
+            size = count * layer.r[_name(layer)]
             spans.append(Span(slice(begin, begin + base.out_features), slice(rank, rank + size)))
             rank += size
         begin += base.out_features
-        out.append(base)
+        bare.append(base)
     return Group(
-        frozen=Frozen.of(out),
-        scale=_scale(trained),
-        a=leaf([_matrix(layer, "lora_A") for layer in trained]) if trained else None,
-        bs=[leaf([_matrix(layer, "lora_B")]) for layer in trained],
+        frozen=frozen(bare),
+        scale=_scale([first[place] for place in trained]),
+        a=leaves.rows([[_matrix(layers[place], "lora_A") for place in trained] for layers in alike])
+        if trained
+        else None,
+        bs=[leaves.columns([_matrix(layers[place], "lora_B") for layers in alike]) for place in trained],
         spans=spans,
+        route=_route(alike, trained) if count > 1 and trained else None,
     )
+
+
+def _route(alike: Sequence[Sequence[Any]], trained: Sequence[int]) -> Route:
+    device = _matrix(alike[0][trained[0]], "lora_A").device
+    owners, scales = [], []
+    for place in trained:
+        for owner, layers in enumerate(alike):
+            rank = layers[place].r[_name(layers[place])]
+            owners += [owner] * rank
+            scales += [_scale([layers[place]])] * rank
+    return Route(torch.tensor(owners, dtype=torch.int32, device=device), torch.tensor(scales, device=device))
 
 
 def can_group(layers: Sequence[Any]) -> bool:
     """Whether what is trained beside these layers is LoRA and nothing else, alike for all."""
     trained = [layer for layer in layers if hasattr(layer, "lora_A")]
-    if any(getattr(layer.lora_dropout[layer.active_adapters[0]], "p", 0) for layer in trained):
+    if any(getattr(layer.lora_dropout[_name(layer)], "p", 0) for layer in trained):
         return False
     return len({_scale([layer]) for layer in trained}) <= 1 and not any(layer.lora_variant for layer in trained)
 
 
 def _matrix(layer: Any, which: str) -> torch.nn.Parameter:
-    (name,) = layer.active_adapters
-    return getattr(layer, which)[name].weight  # type: ignore[no-any-return]
+    return getattr(layer, which)[_name(layer)].weight  # type: ignore[no-any-return]
 
 
 def _scale(trained: Sequence[Any]) -> float:
-    return float(trained[0].scaling[trained[0].active_adapters[0]]) if trained else 1.0
+    return float(trained[0].scaling[_name(trained[0])]) if trained else 1.0
+
+
+def _name(layer: Any) -> str:
+    (name,) = layer.active_adapters
+    return name  # type: ignore[no-any-return]

@@ -141,7 +141,7 @@ def _gate(both, y, inner, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _gate_backward(dy, both, dboth, y, inner, COLUMNS: tl.constexpr):
+def _gate_backward(dy, both, inner, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < inner
@@ -150,11 +150,11 @@ def _gate_backward(dy, both, dboth, y, inner, COLUMNS: tl.constexpr):
     slope = tl.load(dy + row * inner + column, mask=inside, other=0.0).to(tl.float32)
     share = tl.sigmoid(gate)
     passed = gate * share
-    kind = y.dtype.element_ty
-    tl.store(y + row * inner + column, (passed * up).to(kind), mask=inside)
-    tl.store(dboth + row * 2 * inner + inner + column, (slope * passed).to(kind), mask=inside)
+    kind = dy.dtype.element_ty
+    tl.store(dy + row * inner + column, (passed * up).to(kind), mask=inside)
+    tl.store(both + row * 2 * inner + inner + column, (slope * passed).to(kind), mask=inside)
     dgate = slope * up * share * (1.0 + gate * (1.0 - share))
-    tl.store(dboth + row * 2 * inner + column, dgate.to(kind), mask=inside)
+    tl.store(both + row * 2 * inner + column, dgate.to(kind), mask=inside)
 
 
 def gate(both: torch.Tensor) -> torch.Tensor:
@@ -165,12 +165,80 @@ def gate(both: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def gate_backward(dy: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As jobs.training.packed.pieces.gate_backward_reference."""
+def gate_backward_(dy: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As jobs.training.packed.pieces.gate_backward_reference, written over `both` and `dy`."""
     tokens, inner = dy.shape
-    dboth, y = torch.empty_like(both), torch.empty_like(dy)
-    _gate_backward[(tokens, triton.cdiv(inner, 1024))](dy, both, dboth, y, inner, COLUMNS=1024, num_warps=4)
-    return dboth, y
+    _gate_backward[(tokens, triton.cdiv(inner, 1024))](dy, both, inner, COLUMNS=1024, num_warps=4)
+    return both, dy
+
+
+@triton.jit
+def _round_rows(x, factors, y, scales, size, HIGHEST: tl.constexpr, COLUMNS: tl.constexpr, FACTORS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    highest = 0.0
+    for first in range(0, size, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        value = tl.load(x + row * size + column, mask=column < size, other=0.0).to(tl.float32)
+        if FACTORS:
+            value *= tl.load(factors + column, mask=column < size, other=0.0)
+        highest = tl.maximum(highest, tl.max(tl.abs(value), 0))
+    scale = tl.maximum(highest, 1e-12) / HIGHEST
+    tl.store(scales + row, scale)
+    for first in range(0, size, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        value = tl.load(x + row * size + column, mask=column < size, other=0.0).to(tl.float32)
+        if FACTORS:
+            value *= tl.load(factors + column, mask=column < size, other=0.0)
+        value = tl.minimum(tl.maximum(value / scale, -HIGHEST), HIGHEST)
+        tl.store(y + row * size + column, value.to(y.dtype.element_ty), mask=column < size)
+
+
+def round_rows(x: torch.Tensor, factors: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """As jobs.training.packed.float8.round_rows_reference, for contiguous [rows, size]."""
+    rows, size = x.shape
+    y, scales = torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(rows, dtype=torch.float32)
+    _round_rows[(rows,)](
+        x, x if factors is None else factors, y, scales, size,
+        HIGHEST=448.0, COLUMNS=min(8192, triton.next_power_of_2(size)), FACTORS=factors is not None, num_warps=8,
+    )  # fmt: skip
+    return y, scales
+
+
+@triton.jit
+def _transpose(x, y, rows, columns, TILE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    column = tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE)
+    inside = (row[:, None] < rows) & (column[None, :] < columns)
+    tile = tl.load(x + row[:, None] * columns + column[None, :], mask=inside)
+    inside = (column[:, None] < columns) & (row[None, :] < rows)
+    tl.store(y + column[:, None] * rows + row[None, :], tl.trans(tile), mask=inside)
+
+
+def transposed(x: torch.Tensor) -> torch.Tensor:
+    """A contiguous [rows, columns] of bytes as a contiguous [columns, rows]."""
+    rows, columns = x.shape
+    y = x.new_empty(columns, rows)
+    tiles = (triton.cdiv(rows, 128), triton.cdiv(columns, 128))
+    _transpose[tiles](x.view(torch.uint8), y.view(torch.uint8), rows, columns, TILE=128, num_warps=8)
+    return y
+
+
+@triton.jit
+def _route(x, adapters, owners, scales, columns, COLUMNS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, COLUMNS)
+    inside = column < columns
+    mine = tl.load(owners + column, mask=inside, other=-1) == tl.load(adapters + row)
+    scale = tl.where(mine, tl.load(scales + column, mask=inside, other=0.0), 0.0)
+    value = tl.load(x + row * columns + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(x + row * columns + column, (value * scale).to(x.dtype.element_ty), mask=inside)
+
+
+def route_(x: torch.Tensor, adapters: torch.Tensor, owners: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """As jobs.training.packed.pieces.route_reference_, for contiguous [tokens, columns]."""
+    tokens, columns = x.shape
+    _route[(tokens,)](x, adapters, owners, scales, columns, COLUMNS=triton.next_power_of_2(columns), num_warps=4)
+    return x
 
 
 def _warps(size: int) -> int:

@@ -6,7 +6,7 @@ LoRA is trained beside it, transformers' own code computes it, with our attentio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from jobs.loops import FUSED
 from jobs.training.packed.attention import attend
 from jobs.training.packed.groups import Group, Heads, can_group, gated_mlp, group_of, project, project_heads
+from jobs.training.packed.leaves import Leaves
 from jobs.training.packed.pieces import add_norm, norm, rotate
 
 
@@ -26,6 +27,7 @@ class Positions:
     sin: torch.Tensor
     ends: torch.Tensor  # int32 [documents + 1]
     longest: int  # tokens that a document may have
+    adapters: torch.Tensor | None = None  # int32 [tokens]: whose each is, of several that train together
 
 
 @dataclass
@@ -44,31 +46,33 @@ class FusedLayer:
     scaling: float
     window: int | None
 
-    def __call__(self, x: torch.Tensor, at: Positions) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, at: Positions, whole: bool = True) -> torch.Tensor:
+        """Not `whole`: what the way back needs, and no values (groups.gated_mlp)."""
         h, x = norm(x, self.norms[0], self.eps)
         h, x = add_norm(x, self._attention(h, at), self.norms[1], self.eps)
-        return x + gated_mlp(h, self.gate_up, self.down)
+        return x + gated_mlp(h, self.gate_up, self.down, at.adapters, whole)
+
+    @property
+    def leaves(self) -> list[torch.Tensor]:
+        return [leaf for group in (self.qkv, self.o, self.gate_up, self.down) for leaf in group.leaves]
 
     def _attention(self, h: torch.Tensor, at: Positions) -> torch.Tensor:
         cos, sin = (at.cos, at.sin) if self.turns else (None, None)
         if self.head_norms is None:
-            q, k, v = project_heads(h, self.qkv, Heads(*self.heads, at.cos.shape[1], cos, sin))
+            q, k, v = project_heads(h, self.qkv, Heads(*self.heads, at.cos.shape[1], cos, sin), at.adapters)
         else:
-            q, k, v = project_heads(h, self.qkv, Heads(*self.heads, at.cos.shape[1], None, None))
+            q, k, v = project_heads(h, self.qkv, Heads(*self.heads, at.cos.shape[1], None, None), at.adapters)
             q, k = (_norm_heads(part, weight, self.eps) for part, weight in zip((q, k), self.head_norms, strict=True))
             if cos is not None and sin is not None:
                 q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         found = attend(q, k, v, at.ends, at.longest, self.scaling, self.window)
-        return project(found.reshape(len(h), -1), self.o)
+        return project(found.reshape(len(h), -1), self.o, at.adapters)
 
 
-def fused_layers(
-    base: Any, decoder: Any, leaf: Callable[[list[torch.nn.Parameter]], torch.Tensor]
-) -> list[FusedLayer] | None:
-    """The decoder's layers in this form; None where it is not built so. `leaf` as for groups.group_of."""
-    if not can_fuse(base, decoder):
-        return None
-    return [_fused(layer, leaf) for layer in decoder.layers]
+def fused_layers(decoders: Sequence[Any], leaves: Leaves) -> list[FusedLayer]:
+    """The layers of a decoder in this form, which must be built so (can_fuse): one of several that share what is
+    frozen, each with an adapter of its own."""
+    return [_fused(layers, leaves) for layers in zip(*(decoder.layers for decoder in decoders), strict=True)]
 
 
 def can_fuse(base: Any, decoder: Any) -> bool:
@@ -77,10 +81,8 @@ def can_fuse(base: Any, decoder: Any) -> bool:
     return all(can_group(layers) for layer in decoder.layers for layers in _groups(layer))
 
 
-def stacks(base: Any, decoder: Any) -> list[list[torch.nn.Parameter]]:
-    """The A matrices that are to lie one under the other in memory; none where the layers are not fused."""
-    if not can_fuse(base, decoder):
-        return []
+def stacks(decoder: Any) -> list[list[torch.nn.Parameter]]:
+    """The A matrices that are to lie one under the other in memory."""
     found = [
         [layer.lora_A[layer.active_adapters[0]].weight for layer in layers if hasattr(layer, "lora_A")]
         for block in decoder.layers
@@ -99,9 +101,11 @@ def _groups(layer: Any) -> tuple[list[Any], ...]:
     )
 
 
-def _fused(layer: Any, leaf: Callable[[list[torch.nn.Parameter]], torch.Tensor]) -> FusedLayer:
+def _fused(alike: Sequence[Any], leaves: Leaves) -> FusedLayer:
+    layer = alike[0]
     attention, config = layer.self_attn, layer.self_attn.config
-    qkv, o, gate_up, down = (group_of(layers, leaf) for layers in _groups(layer))
+    together = zip(*(_groups(each) for each in alike), strict=True)
+    qkv, o, gate_up, down = (group_of(layers, leaves) for layers in together)
     head_norms = None
     if hasattr(attention, "q_norm"):
         head_norms = (attention.q_norm.weight.detach(), attention.k_norm.weight.detach())

@@ -1,151 +1,151 @@
-"""The loop itself: pack the rows of a step, add up their gradients, step once."""
+"""The loop itself: pack the rows of a step, add up their gradients, step once.
+
+One adapter, or several of one base, each with its own rows, rate, clipping, schedule, evaluations and end: together
+they take their steps in the same passes. What belongs to one is adapter.py's.
+"""
 
 from __future__ import annotations
 
+import gc
 import itertools
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import logging
+from collections.abc import Callable, Sequence
 
 import torch
 
-from jobs.errors import UserError
-from jobs.loops import PACKED_STATE
+from jobs.memory.plan import MemoryPlan
 from jobs.training.loop import Job
 from jobs.training.monitor import Monitor
+from jobs.training.packed.adapter import Adapter
 from jobs.training.packed.model import PackedModel
-from jobs.training.packed.packs import Pack, pack_rows, step_rows
+from jobs.training.packed.packs import Pack, join, pack_rows, step_rows
 from jobs.training.packed.passes import Passes
 from jobs.training.rows import Row
-from jobs.training.schedule import make_optimizer, parameter_groups
+
+logger = logging.getLogger(__name__)
 
 _SAMPLE = 100  # steps, to see how large their packs are
 
 
 def train(job: Job, monitor: Monitor) -> None:
     """A TrainingLoop (jobs.training.loop)."""
-    loop = _Packed(job)
-    if job.state:
-        loop.restore(job.state)
-    monitor.begin()
-    try:
-        behind: _Step | None = None
-        rows_of_steps = step_rows(job.train, job.spec.training, job.total_steps, job.progress.step)
-        for number, rows in enumerate(rows_of_steps, start=job.progress.step + 1):
-            step = loop.step(number, rows)
-            if behind:  # told while the device is busy with the next one already
-                monitor.report(behind.number, **behind.values())
-            behind = step
-            if step.arrived is None or monitor.due(number):
-                behind = None
-                if not monitor.step_done(number, **step.values(), save_state=loop.save_state_to):
-                    return
-    finally:
-        loop.release()
+
+    def left(place: int, error: Exception | None) -> None:
+        if error:
+            raise error
+
+    train_together([(job, monitor)], left)
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A step that was begun; its numbers may still be on their way from the device."""
-
-    number: int
-    learning_rate: float
-    tokens: int
-    measures: dict[str, float]  # Objective.step_values
-    found: torch.Tensor  # [2]: loss, the gradient's length; where it is computed
-    arrived: torch.cuda.Event | None = None
-
-    def values(self) -> dict[str, Any]:
-        """Waits for them."""
-        if self.arrived:
-            self.arrived.synchronize()
-        loss, norm = self.found.tolist()
-        return {
-            "loss": loss,
-            "grad_norm": norm,
-            "learning_rate": self.learning_rate,
-            "tokens": self.tokens,
-            "measures": self.measures,
-        }
+def train_together(runs: Sequence[tuple[Job, Monitor]], left: Callable[[int, Exception | None], None]) -> None:
+    """Several runs of one base (jobs.loops.why_apart), as `train` does each. `left` is called with a run's place as
+    soon as it has ended, and with what ended it where that was an error of its own. Raises what concerns all."""
+    adapters = [Adapter(place, job, monitor) for place, (job, monitor) in enumerate(runs)]
+    while adapters:
+        crew = _Crew(adapters)
+        try:
+            for adapter in adapters:
+                adapter.begin()
+            crew.step_until_one_ends()
+        finally:
+            crew.release()
+        for adapter in adapters:
+            if adapter.ended:
+                left(adapter.place, adapter.error)
+        adapters = [adapter for adapter in adapters if not adapter.ended]
 
 
-class _Packed:
-    def __init__(self, job: Job) -> None:
-        training = job.spec.training
-        job.model.train()
-        self._job = job
-        self._device = job.device
-        self._model = PackedModel(
-            job.model,
-            parameter_groups(job),
-            job.device.dtype,
-            recomputed=10**6 if training.recompute else 0,
-            longest=training.max_length,
-        )
-        self._weights = self._model.weights
-        self._optimizer, self._schedule = make_optimizer(job, self._weights.groups)
-        self._capacity = training.batch_size * training.max_length * job.objective.task.sequences
-        sample = self._sample() if job.device.is_cuda else []
-        steps = job.total_steps - job.progress.step
-        self._passes = Passes(
-            self._model, job.objective, job.device, sample, steps * len(sample) // max(1, min(steps, _SAMPLE))
-        )
+class _Crew:
+    """Adapters that step together, until one of them ends."""
 
-    def _sample(self) -> list[Pack]:
-        """The packs of the first steps."""
-        job = self._job
-        steps = step_rows(job.train, job.spec.training, job.total_steps, job.progress.step)
-        return [pack for rows in itertools.islice(steps, _SAMPLE) for pack in pack_rows(rows, self._capacity)]
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        self._adapters = adapters
+        self._job = adapters[0].job
+        self._device = self._job.device
+        self._planner = self._job.planner(len(adapters))
+        self._set_up(self._planner.planned()[0])
 
-    def step(self, number: int, rows: list[Row]) -> _Step:
-        """Take it. On a GPU it is only begun: nothing here waits for the device."""
-        items = max(1, self._job.objective.items(rows))
-        rate = float(self._schedule.get_last_lr()[0])
-        total = torch.zeros((), device=self._device.name)
-        with self._model.engaged():
-            for pack in pack_rows(rows, self._capacity):
-                total += self._passes(pack, items)
-        norm = self._weights.clip(self._job.spec.training.max_grad_norm)
-        self._optimizer.step()
-        self._schedule.step()
-        self._weights.stepped()
-        found, arrived = torch.stack((total, norm)), None
-        if self._device.is_cuda:
-            host = torch.empty(2, pin_memory=True)
-            host.copy_(found, non_blocking=True)
-            found, arrived = host, torch.cuda.Event()
-            arrived.record()
-        return _Step(number, rate, sum(map(len, rows)), self._job.objective.step_values(), found, arrived)
-
-    def save_state_to(self, folder: Path) -> None:
-        state: dict[str, Any] = {
-            "optimizer": self._optimizer.state_dict(),
-            "order": self._order(),
-            "schedule": self._schedule.state_dict(),
-            "random": torch.get_rng_state(),
-        }
-        if self._device.is_cuda:
-            state["random_cuda"] = torch.cuda.get_rng_state(self._device.name)
-        torch.save(state, folder / PACKED_STATE)
-
-    def restore(self, folder: Path) -> None:
-        """Go on as after the step at which `save_state_to` was called."""
-        state = torch.load(folder / PACKED_STATE, weights_only=True)
-        if state["order"] != self._order():  # the moments would go to other parameters than their own, without a word
-            raise UserError(
-                "This run was begun by another version of Graft, which kept its optimizer in another order. "
-                "Start it again from its settings, or resume it with the version that began it."
-            )
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["random"])
-        if self._device.is_cuda and "random_cuda" in state:
-            torch.cuda.set_rng_state(state["random_cuda"], self._device.name)
+    def step_until_one_ends(self) -> None:
+        while not any(adapter.ended for adapter in self._adapters):
+            rows = [next(adapter.rows) for adapter in self._adapters]
+            losses = self._gradients(rows)
+            norms = [adapter.step() for adapter in self._adapters]
+            self._model.leaves.stepped()
+            found, arrived = torch.cat((losses, torch.stack(norms))), None
+            if self._device.is_cuda:
+                host = torch.empty(len(found), pin_memory=True)
+                host.copy_(found, non_blocking=True)
+                found, arrived = host, torch.cuda.Event()
+                arrived.record()
+            for place, adapter in enumerate(self._adapters):
+                adapter.tell(rows[place], found[place :: len(self._adapters)], arrived)
 
     def release(self) -> None:
         self._model.release()
 
-    def _order(self) -> list[list[str]]:
-        """The trained parameters' names as they lie in each group of the flat weights."""
-        names = {id(parameter): name for name, parameter in self._job.model.named_parameters()}
-        return [[names[id(parameter)] for parameter in group] for group in self._weights.order]
+    def _set_up(self, plan: MemoryPlan) -> None:
+        self._plan = plan
+        self._model = PackedModel(
+            [adapter.job.model for adapter in self._adapters],
+            [adapter.weights for adapter in self._adapters],
+            self._device.dtype,
+            plan=plan,
+            longest=max(adapter.job.spec.training.max_length for adapter in self._adapters),
+            rounded=self._job.method.quantization(self._job.method_params) == "fp8",
+        )
+        sample = self._sample() if self._device.is_cuda else []
+        steps = max(adapter.steps_left for adapter in self._adapters)
+        passes = steps * len(sample) // max(1, min(steps, _SAMPLE))
+        objectives = [adapter.job.objective for adapter in self._adapters]
+        self._passes = Passes(self._model, objectives, self._device, sample, passes)
+
+    def _gradients(self, rows: Sequence[list[Row]]) -> torch.Tensor:
+        """The step's mean losses, [adapters], on the device. On a GPU they are only begun: nothing here waits for it.
+
+        Where its memory runs out the step is taken once more, in less.
+        """
+        while True:
+            try:
+                items = [
+                    max(1, adapter.job.objective.items(own)) for adapter, own in zip(self._adapters, rows, strict=True)
+                ]
+                total = torch.zeros(len(rows), device=self._device.name)
+                with self._model.engaged():
+                    for pack in self._packs(rows):
+                        total += self._passes(pack, items)
+                return total
+            except torch.OutOfMemoryError as error:
+                plan = self._planner.tighter(self._plan)
+                if plan is None:
+                    raise
+                logger.info("Memory ran out (%s)", str(error).partition(".")[0])
+            # Out of `except`: what failed no longer holds what it had made.
+            self._tighten(plan)
+
+    def _tighten(self, plan: MemoryPlan) -> None:
+        said = plan.sentence(self._model.layers)
+        logger.info("Going on with packs of %s tokens. %s", f"{plan.pack_tokens:,}", said)
+        self._model.release()
+        del self._passes, self._model
+        for adapter in self._adapters:
+            adapter.weights.gradients.zero_()
+        gc.collect()
+        if self._device.is_cuda:
+            torch.cuda.empty_cache()
+        self._set_up(plan)
+
+    def _packs(self, rows: Sequence[list[Row]]) -> list[Pack]:
+        if len(rows) == 1:
+            return pack_rows(rows[0], self._plan.pack_tokens)
+        share = self._plan.pack_tokens // len(rows)
+        of_each = itertools.zip_longest(*(pack_rows(own, share) for own in rows))
+        return [join({place: pack for place, pack in enumerate(packs) if pack}) for packs in of_each]
+
+    def _sample(self) -> list[Pack]:
+        """The packs of the first steps."""
+        ahead = []
+        for adapter in self._adapters:
+            job = adapter.job
+            steps = step_rows(job.train, job.spec.training, job.total_steps, adapter.monitor.progress.step)
+            ahead.append(itertools.islice(steps, _SAMPLE))
+        return [pack for rows in zip(*ahead, strict=False) for pack in self._packs(rows)]

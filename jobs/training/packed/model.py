@@ -1,63 +1,93 @@
-"""A transformers decoder with LoRA, computing a pack at a time: [kept] token losses out of one long sequence."""
+"""A transformers decoder with LoRA, computing a pack at a time: [kept] token losses out of one long sequence.
+
+Or several adapters of one decoder: as many models that share all that is frozen, whose passes are one.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from jobs.training.packed import attention
+from jobs.memory.plan import MemoryPlan
+from jobs.training.packed import attention, float8, hosted
 from jobs.training.packed.flat import FlatWeights
 from jobs.training.packed.head import token_losses
-from jobs.training.packed.layers import FusedLayer, Positions, fused_layers, stacks
+from jobs.training.packed.layers import Positions, can_fuse, fused_layers, stacks
+from jobs.training.packed.leaves import JoinedLeaves, Leaves, OwnLeaves
 from jobs.training.packed.linear import fuse, lora_layers, unfuse
 from jobs.training.packed.pieces import norm
+from jobs.training.packed.recompute import HostMemory, Recomputed
+
+
+def flat_weights(model: Any, groups: list[dict[str, Any]]) -> FlatWeights:
+    """What a PeftModel trains, LoRA's matrices and nothing else, in the optimizer's groups: as PackedModel wants it."""
+    base, decoder = _parts(model)
+    return FlatWeights(groups, stacks(decoder) if can_fuse(base, decoder) else ())
 
 
 class PackedModel:
-    """`model`: a PeftModel whose only trained parameters are LoRA's, in the optimizer's `groups`. `recomputed`: how
-    many of its layers, from the first, keep nothing but their input for the backward pass. `longest`: tokens of the
-    longest document. `dtype`: of the products."""
+    """`models`: PeftModels of one frozen decoder, each with its `weights`. `longest`: tokens of the longest document.
+    `dtype`: of the products. `rounded`: whether the decoder's layers are to be held in 8-bit floats."""
 
     def __init__(
-        self, model: Any, groups: list[dict[str, Any]], dtype: torch.dtype, *, recomputed: int, longest: int
+        self,
+        models: Sequence[Any],
+        weights: Sequence[FlatWeights],
+        dtype: torch.dtype,
+        *,
+        plan: MemoryPlan,
+        longest: int,
+        rounded: bool = False,
     ) -> None:
         attention.register()
-        base = model.get_base_model()
-        self._decoder = getattr(base, base.base_model_prefix)
+        base, self._decoder = _parts(models[0])
         self._head = base.get_output_embeddings()
         self._softcap = getattr(base.config, "final_logit_softcapping", None)
         self.longest = longest
-        self._lora = lora_layers(base)
-        stacked = stacks(base, self._decoder)
-        self.weights = FlatWeights(groups, dtype, stacked)
-        self._fused = fused_layers(base, self._decoder, self.weights.leaf)
-        in_stacks = {id(parameter) for stack in stacked for parameter in stack}
-        fuse(self._lora, functools.partial(self._value, in_stacks=in_stacks))
-        self._forwards = [
-            self._forward_of(layer, index < recomputed)
-            for index, layer in enumerate(self._fused or self._decoder.layers)
-        ]
-        # What draws random numbers again when it is recomputed reads the generator's state, which no graph can.
-        self.recordable = not (self._random and recomputed)
+        self.weights = weights
+        self._fuses = can_fuse(base, self._decoder)
+        assert self._fuses or len(models) == 1, "only layers of our own know whose a token is"
+        if rounded:
+            float8.round_layers(self._decoder.layers)
+        self.leaves: Leaves
+        self._lora = []
+        if len(models) == 1:
+            self.leaves = own = OwnLeaves(weights[0], dtype)
+            self._lora = lora_layers(base)
+            in_stacks = {id(parameter) for unit in weights[0].units if len(unit) > 1 for parameter in unit}
+            fuse(self._lora, functools.partial(_value, leaves=own, in_stacks=in_stacks))
+        else:
+            self.leaves = JoinedLeaves(weights, dtype)
+        self._embedding = hosted.move(self._decoder) if self._moves_embedding(plan) else None
+        self._forwards = self._forwards_of(models, plan)
+        # What draws random numbers again when it is recomputed reads the generator's state, which no graph can; nor can
+        # it wait for the host's memory.
+        self.recordable = not (self._random and plan.recomputed) and not plan.offloaded
         self.layers = len(self._forwards)
         self.operations_a_token = 2 * sum(parameter.numel() for parameter in base.parameters())
 
     def losses(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Token losses [kept] of one pack: tensors `input_ids`, `positions` [tokens], `ends` [documents + 1], `kept`
-        and `targets` [kept] on the model's device. To be called while `engaged`."""
-        hidden = self._run_fused(batch) if self._fused else self._run_decoder(batch)
+        and `targets` [kept] on the model's device; of several adapters `adapters` [tokens], int32; what `brought`
+        gives. To be called while `engaged`."""
+        hidden = self._run_fused(batch) if self._fuses else self._run_decoder(batch)
         return token_losses(hidden.index_select(0, batch["kept"]), self._head.weight, batch["targets"], self._softcap)
+
+    def brought(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What `losses` needs besides, from ids [tokens] in the host's memory: still in it, too."""
+        return {"embedded": self._embedding.rows(ids)} if self._embedding else {}
 
     @contextlib.contextmanager
     def engaged(self) -> Iterator[None]:
-        """The model computes packs in here, and ordinary batches outside."""
-        assert self.weights.whole(), "a parameter was put elsewhere: what is trained is not what would be saved"
-        if self._fused:
+        """The models compute packs in here, and ordinary batches outside."""
+        for weights in self.weights:
+            assert weights.whole(), "a parameter was put elsewhere: what is trained is not what would be saved"
+        if self._fuses:
             yield
             return
         config = self._decoder.config
@@ -73,15 +103,15 @@ class PackedModel:
                 del layer.forward
 
     def release(self) -> None:
-        """Give the model back as PEFT made it, with what was trained."""
+        """Give the models back as PEFT made them, with what was trained."""
         unfuse(self._lora)
 
     def _run_fused(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The last hidden states, [tokens, hidden], by our own layers."""
         decoder = self._decoder
-        x = decoder.embed_tokens(batch["input_ids"])
+        x = batch["embedded"] if self._embedding else decoder.embed_tokens(batch["input_ids"])
         cos, sin = decoder.rotary_emb(x[None], batch["positions"][None])
-        at = Positions(cos[0].contiguous(), sin[0].contiguous(), batch["ends"], self.longest)
+        at = Positions(cos[0].contiguous(), sin[0].contiguous(), batch["ends"], self.longest, batch.get("adapters"))
         for forward in self._forwards:
             x = forward(x, at)
         return norm(x, decoder.norm.weight.detach(), decoder.norm.variance_epsilon)[0]
@@ -97,16 +127,32 @@ class PackedModel:
         )
         return found.last_hidden_state[0]  # type: ignore[no-any-return]
 
-    def _forward_of(self, layer: Any, recomputed: bool) -> Callable[..., Any]:
-        forward = layer if isinstance(layer, FusedLayer) else layer.forward
-        if recomputed:
-            return functools.partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=self._random)
-        return forward  # type: ignore[no-any-return]
+    def _moves_embedding(self, plan: MemoryPlan) -> bool:
+        return plan.embedding_on_host and self._fuses and hosted.can_move(self._decoder, self._head.weight)
+
+    def _forwards_of(self, models: Sequence[Any], plan: MemoryPlan) -> list[Callable[..., Any]]:
+        found: list[Callable[..., Any]] = []
+        host = HostMemory() if plan.offloaded and self._fuses else None
+        if self._fuses:
+            for index, fused in enumerate(fused_layers([_parts(model)[1] for model in models], self.leaves)):
+                found.append(Recomputed(fused, host) if index < plan.recomputed else fused)
+            return found
+        again = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=self._random)
+        for index, layer in enumerate(self._decoder.layers):
+            found.append(functools.partial(again, layer.forward) if index < plan.recomputed else layer.forward)
+        return found
 
     @property
     def _random(self) -> bool:
         return any(layer.low_rank.dropout for layer in self._lora)
 
-    def _value(self, parameter: torch.nn.Parameter, in_stacks: set[int]) -> torch.Tensor:
-        """The parameter as a layer by itself computes with it. What is in a stack is trained there."""
-        return self.weights.narrow(parameter) if id(parameter) in in_stacks else self.weights.leaf([parameter])
+
+def _parts(model: Any) -> tuple[Any, Any]:
+    """(the model with its head, the decoder in it)."""
+    base = model.get_base_model()
+    return base, getattr(base, base.base_model_prefix)
+
+
+def _value(parameter: torch.nn.Parameter, leaves: OwnLeaves, in_stacks: set[int]) -> torch.Tensor:
+    """The parameter as a layer by itself computes with it. What is in a stack is trained there."""
+    return leaves.narrow(parameter) if id(parameter) in in_stacks else leaves.rows([[parameter]])

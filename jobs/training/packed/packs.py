@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ class Pack:
     kept: np.ndarray  # int64 [kept]
     targets: np.ndarray  # int64 [kept]: the token that each of them should predict
     texts: np.ndarray  # int64 [kept]: the number of the document it stands in
+    adapters: np.ndarray | None = None  # int32 [tokens]: whose each is, of several adapters that train together
 
     @property
     def tokens(self) -> int:
@@ -76,4 +77,22 @@ def lay_out(rows: Sequence[Row]) -> Pack:
         kept=places - 1,
         targets=input_ids[places],
         texts=np.searchsorted(ends, places, side="right") - 1,
+    )
+
+
+def join(packs: Mapping[int, Pack]) -> Pack:
+    """Packs of several adapters, by the adapter's number, as one."""
+    each = list(packs.values())
+    begins = np.cumsum([0, *(pack.tokens for pack in each)])
+    documents = np.cumsum([0, *(len(pack.ends) - 1 for pack in each)])
+    ends = [pack.ends[1:] + begin for pack, begin in zip(each, begins, strict=False)]
+    return Pack(
+        rows=tuple(row for pack in each for row in pack.rows),
+        input_ids=np.concatenate([pack.input_ids for pack in each]),
+        positions=np.concatenate([pack.positions for pack in each]),
+        ends=np.concatenate([[0], *ends]).astype(np.int32),
+        kept=np.concatenate([pack.kept + begin for pack, begin in zip(each, begins, strict=False)]),
+        targets=np.concatenate([pack.targets for pack in each]),
+        texts=np.concatenate([pack.texts + before for pack, before in zip(each, documents, strict=False)]),
+        adapters=np.repeat(np.array(list(packs), dtype=np.int32), [pack.tokens for pack in each]),
     )

@@ -29,28 +29,34 @@ _SECONDS_A_LAYER = 0.006  # to record a pass
 class _Recorded:
     graph: Any
     batch: dict[str, torch.Tensor]
-    loss: torch.Tensor
+    losses: torch.Tensor
 
 
 class Passes:
-    """Call it with a pack and the trained items of its whole step: the pack's share of the step's mean loss, a scalar
-    on the device; its gradients are added to the model's. To be called while the model is engaged.
+    """Call it with a pack and the trained items of its whole step, for each adapter: the pack's shares of the steps'
+    mean losses, [adapters], on the device; its gradients are added to the model's. To be called while the model is
+    engaged.
 
-    `sample`: packs like those to come, `count` in all.
+    `objectives`: one for each adapter. `sample`: packs like those to come, `count` in all.
     """
 
     def __init__(
-        self, model: PackedModel, objective: Objective, device: Device, sample: Sequence[Pack], count: int
+        self,
+        model: PackedModel,
+        objectives: Sequence[Objective],
+        device: Device,
+        sample: Sequence[Pack],
+        count: int,
     ) -> None:
         self._model = model
-        self._objective = objective
-        self._weights = model.weights
+        self._objectives = objectives
+        self._leaves = model.leaves
         self._device = device
         self._recorded: dict[Size, _Recorded] = {}
         self._sizes: Sizes | None = None
         small = [pack for pack in sample if self._is_small(pack)]
         # What weighs whole answers reads its numbers here in between, which no graph can.
-        if device.is_cuda and model.recordable and objective.task.sequences == 1:
+        if device.is_cuda and model.recordable and all(each.task.sequences == 1 for each in objectives):
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(device.name)
             self._sizes = Sizes(
@@ -61,31 +67,38 @@ class Passes:
                 longest=model.longest,
             )
 
-    def __call__(self, pack: Pack, items: int) -> torch.Tensor:
+    def __call__(self, pack: Pack, items: Sequence[int]) -> torch.Tensor:
         if self._sizes is None or not self._is_small(pack):
-            return self._compute(self._on_device(arrays(pack, items)), pack.rows)
+            return self._compute(self._on_device(self._ready(arrays(pack, items))), pack.rows)
         size = self._sizes.of(pack)
-        batch = filled(arrays(pack, items), size, self._model.longest)
+        batch = self._ready(filled(arrays(pack, items), size, self._model.longest))
         if size not in self._recorded:
             first = not self._recorded
             self._recorded[size] = self._record(batch, warm_up=first)
         recorded = self._recorded[size]
-        for name, array in batch.items():
-            recorded.batch[name].copy_(torch.from_numpy(array).pin_memory(), non_blocking=True)
+        for name, tensor in batch.items():
+            recorded.batch[name].copy_(tensor, non_blocking=True)
         recorded.graph.replay()
-        return recorded.loss.clone()
+        return recorded.losses.clone()
 
     def _is_small(self, pack: Pack) -> bool:
         return pack.tokens * self._model.operations_a_token <= LAUNCH_BOUND
 
     def _compute(self, batch: dict[str, torch.Tensor], rows: Sequence[Row] = ()) -> torch.Tensor:
-        self._weights.begin_pass()
-        loss = self._objective.packed_loss(self._model.losses(batch), batch["texts"], rows) * batch["share"]
-        loss.backward()
-        self._weights.end_pass()
-        return loss.detach()
+        self._leaves.begin_pass()
+        losses = self._losses(batch, rows)
+        losses.sum().backward()
+        self._leaves.end_pass()
+        return losses.detach()
 
-    def _record(self, batch: dict[str, np.ndarray], warm_up: bool) -> _Recorded:
+    def _losses(self, batch: dict[str, torch.Tensor], rows: Sequence[Row]) -> torch.Tensor:
+        losses, shares = self._model.losses(batch), batch["shares"]
+        if len(self._objectives) == 1:
+            return self._objectives[0].packed_loss(losses, batch["texts"], rows) * shares
+        owners = batch["adapters"][batch["kept"]]
+        return torch.zeros_like(shares).index_add(0, owners, losses) * shares
+
+    def _record(self, batch: dict[str, torch.Tensor], warm_up: bool) -> _Recorded:
         """Recording computes nothing. Before the first one everything runs once, since kernels are compiled and
         libraries wake up on their first call, which cannot be recorded; what that adds to the gradients is undone."""
         on_device = self._on_device(batch)
@@ -93,32 +106,39 @@ class Passes:
         self._stream.wait_stream(current)
         if warm_up:
             with torch.cuda.stream(self._stream):
-                before = self._weights.gradients.clone()
+                before = [weights.gradients.clone() for weights in self._model.weights]
                 self._compute(on_device)
-                self._weights.gradients.copy_(before)
+                for weights, gradients in zip(self._model.weights, before, strict=True):
+                    weights.gradients.copy_(gradients)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            loss = self._compute(on_device)
+            losses = self._compute(on_device)
         current.wait_stream(self._stream)
-        return _Recorded(graph, on_device, loss)
+        return _Recorded(graph, on_device, losses)
 
-    def _on_device(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    def _ready(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        """In the host's memory, from where a GPU can fetch it by itself."""
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-        if not self._device.is_cuda:
-            return tensors
-        return {name: t.pin_memory().to(self._device.name, non_blocking=True) for name, t in tensors.items()}
+        brought = self._model.brought(tensors["input_ids"])
+        if self._device.is_cuda:
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return tensors | brought
+
+    def _on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(self._device.name, non_blocking=True) for name, tensor in batch.items()}
 
 
-def arrays(pack: Pack, items: int) -> dict[str, np.ndarray]:
-    """What PackedModel.losses takes, and `share` []: what a token's loss counts in the step's mean."""
-    return {
+def arrays(pack: Pack, items: Sequence[int]) -> dict[str, np.ndarray]:
+    """What PackedModel.losses takes, and `shares` [adapters]: what a token's loss counts in its step's mean."""
+    whose = {} if pack.adapters is None else {"adapters": pack.adapters}
+    return whose | {
         "input_ids": pack.input_ids,
         "positions": pack.positions,
         "ends": pack.ends,
         "kept": pack.kept,
         "targets": pack.targets,
         "texts": pack.texts,
-        "share": np.array(1 / items, dtype=np.float32),
+        "shares": np.array([1 / count for count in items], dtype=np.float32),
     }
 
 
@@ -131,11 +151,15 @@ def filled(batch: dict[str, np.ndarray], size: Size, longest: int) -> dict[str, 
     ends = np.full(size.documents + 1, size.tokens, dtype=np.int32)
     known = [*batch["ends"], *(tokens + np.cumsum(fillers, dtype=np.int64))]
     ends[: len(known)] = known
-    return batch | {
-        "input_ids": np.pad(batch["input_ids"], (0, rest)),
-        "positions": np.concatenate([batch["positions"], *(np.arange(length) for length in fillers)]),
-        "ends": ends,
-        "kept": np.pad(batch["kept"], (0, size.kept - kept)),
-        "targets": np.pad(batch["targets"], (0, size.kept - kept), constant_values=-1),
-        "texts": np.pad(batch["texts"], (0, size.kept - kept)),
-    }
+    padded = {name: np.pad(batch[name], (0, rest)) for name in ("input_ids", "adapters") if name in batch}
+    return (
+        batch
+        | padded
+        | {
+            "positions": np.concatenate([batch["positions"], *(np.arange(length) for length in fillers)]),
+            "ends": ends,
+            "kept": np.pad(batch["kept"], (0, size.kept - kept)),
+            "targets": np.pad(batch["targets"], (0, size.kept - kept), constant_values=-1),
+            "texts": np.pad(batch["texts"], (0, size.kept - kept)),
+        }
+    )

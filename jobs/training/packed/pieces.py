@@ -1,4 +1,4 @@
-"""What stands between the matrix products of a decoder layer: norms, rotations, gates. Forward and backward are
+"""What stands between the matrix products of a decoder layer: norms, rotations, gates, routes. Forward and backward are
 written out, so that each is one pass over memory on a GPU (kernels.py) and nothing is kept that can be had again.
 
 The weights of norms are frozen: they get no gradient.
@@ -115,12 +115,12 @@ def gate(both: torch.Tensor) -> torch.Tensor:
     return gate_reference(both)
 
 
-def gate_backward(dy: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the slope by `both`, gate(both) once more)."""
+def gate_backward_(dy: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the slope by `both`, gate(both) once more); on a GPU they stand where `both` and `dy` stood."""
     if dy.is_cuda:
         from jobs.training.packed import kernels
 
-        return kernels.gate_backward(dy, both)
+        return kernels.gate_backward_(dy, both)
     return gate_backward_reference(dy, both)
 
 
@@ -135,3 +135,19 @@ def gate_backward_reference(dy: torch.Tensor, both: torch.Tensor) -> tuple[torch
     passed = gates * share
     dgates = dy * ups * share * (1 + gates * (1 - share))
     return torch.cat((dgates, dy * passed), dim=1), passed * ups
+
+
+def route_(x: torch.Tensor, adapters: torch.Tensor, owners: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Leave each token its own adapter's columns, scaled, and none of the others': x [tokens, columns], written over,
+    `adapters` [tokens], `owners` and `scales` [columns]. Its own backward pass. No autograd."""
+    if x.is_cuda:
+        from jobs.training.packed import kernels
+
+        return kernels.route_(x, adapters, owners, scales)
+    return route_reference_(x, adapters, owners, scales)
+
+
+def route_reference_(
+    x: torch.Tensor, adapters: torch.Tensor, owners: torch.Tensor, scales: torch.Tensor
+) -> torch.Tensor:
+    return x.mul_(torch.where(adapters[:, None] == owners, scales, 0.0))

@@ -1,0 +1,81 @@
+"""Layers that keep their input and nothing else, and are computed once more on the way back.
+
+Our own layers leave out there what only the layer above needed: the product down, more than a quarter of a layer. Where
+memory is very short the inputs wait in the host's memory, and travel while other layers are computed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from jobs.training.packed.layers import FusedLayer, Positions
+
+
+class Recomputed:
+    """A layer in its place: x [tokens, hidden] to [tokens, hidden]."""
+
+    def __init__(self, layer: FusedLayer, host: HostMemory | None = None) -> None:
+        self._layer, self._host = layer, host
+
+    def __call__(self, x: torch.Tensor, at: Positions) -> torch.Tensor:
+        return _Recompute.apply(x, self._layer, at, self._host, *self._layer.leaves)  # type: ignore[no-any-return]
+
+
+class _Recompute(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, layer: FusedLayer, at: Positions, host: HostMemory | None, *leaves: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.layer, ctx.at, ctx.host = layer, at, host
+        if host:
+            ctx.place = host.put(x)
+        else:
+            ctx.save_for_backward(x)
+        return layer(x, at)
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:
+        kept = ctx.host.take(ctx.place) if ctx.host else ctx.saved_tensors[0]
+        x = kept.detach().requires_grad_(ctx.needs_input_grad[0])
+        with torch.enable_grad():
+            y = ctx.layer(x, ctx.at, whole=False)
+        asked = [each for each in (x, *ctx.layer.leaves) if each.requires_grad]
+        slopes = iter(torch.autograd.grad(y, asked, dy))
+        dx = next(slopes) if x.requires_grad else None
+        return dx, None, None, None, *slopes
+
+
+class HostMemory:
+    """Tensors on their way to page-locked memory and back, on a stream of their own: last in, first out, and the next
+    one is sent for while one is used."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+        self._away: list[torch.Tensor] = []
+        self._coming: torch.Tensor | None = None
+
+    def put(self, x: torch.Tensor) -> int:
+        """The number to `take` it back by."""
+        host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            host.copy_(x, non_blocking=True)
+        x.record_stream(self._stream)  # its memory is not used again before it is copied
+        self._away.append(host)
+        return len(self._away)
+
+    def take(self, number: int) -> torch.Tensor:
+        assert number == len(self._away), "layers go back in the order they came, the other way round"
+        here = self._begin() if self._coming is None else self._coming
+        current = torch.cuda.current_stream()
+        current.wait_stream(self._stream)
+        here.record_stream(current)
+        self._away.pop()
+        self._coming = self._begin() if self._away else None
+        return here
+
+    def _begin(self) -> torch.Tensor:
+        with torch.cuda.stream(self._stream):
+            return self._away[-1].to("cuda", non_blocking=True)
