@@ -1,18 +1,20 @@
-"""docs/methods.md and docs/tasks.md from the registries, and the marked parts of docs/training.md: `python -m
-docs.generate`. tests/test_docs.py fails where they are stale.
+"""docs/methods.md and docs/tasks.md from the registries; the marked parts of docs/training.md and README.md, and the
+plot of the memory's estimate, from what was measured: `python -m docs.generate`. tests/test_docs.py fails where they
+are stale.
 
 One function a page; a page is a list of lines. Imports no torch: sizes come from names and shapes of tensors.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from docs import measured
+from docs.plots import memory_plot
 from docs.shapes import shapes
+from docs.tables import row
 from jobs.fields import limits_of, number_text, title_of
 from jobs.hardware import Hardware
 from jobs.loops import FAMILIES, FUSED
@@ -23,8 +25,7 @@ from jobs.shape import ModelShape
 from jobs.tasks import all_tasks
 from jobs.tasks.base import Task
 
-HERE = Path(__file__).parent
-RESULTS = HERE.parent / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parents[1]
 _MADE = "<!-- made by `make docs`: "  # what follows, up to the end mark, is not written by hand
 GPU = Hardware(device="cuda", name="GPU", memory_total=24 << 30, memory_free=23 << 30, cores=8, bf16=True)
 # PEFT's words for what a model does, in ours.
@@ -54,8 +55,8 @@ def methods_page() -> list[str]:
         groups.setdefault(chosen.group, []).append(chosen)
     head = ["Method", "Parameters", "Merges", "Slows", "Base weights", "Tasks", *known]
     for group, members in groups.items():
-        lines += ["", f"## {group}", "", _row(head), _row(["---"] * len(head))]
-        lines += [_row(_cells(chosen, known)) for chosen in members]
+        lines += ["", f"## {group}", "", row(head), row(["---"] * len(head))]
+        lines += [row(_cells(chosen, known)) for chosen in members]
         lines += [""] + [f"- **{chosen.label}**: {chosen.help}" for chosen in members]
     lines += ["", "## Choosing layers", "", GUIDE.rstrip(), "", "## Settings"]
     for chosen in all_methods().values():
@@ -72,14 +73,14 @@ def tasks_page() -> list[str]:
         "",
         "A dataset's shape is detected; docs/methods.md tells what each method is.",
         "",
-        _row(["Task", "What it does", "Data", "Base models", "Tried in"]),
-        _row(["---"] * 5),
+        row(["Task", "What it does", "Data", "Base models", "Tried in"]),
+        row(["---"] * 5),
     ]
     tasks = all_tasks().values()
     for task in tasks:
         fits = [name for name, shape in known.items() if not task.check_model(task.Params(), shape)]
         data = ", ".join(shape.value for shape in task.shapes)
-        lines.append(_row([task.label, task.help, data, ", ".join(fits), "the playground" if task.talks else "Try"]))
+        lines.append(row([task.label, task.help, data, ", ".join(fits), "the playground" if task.talks else "Try"]))
     lines += [
         "",
         "## Which method goes with which task",
@@ -92,10 +93,10 @@ def tasks_page() -> list[str]:
     for task in tasks:
         heads.setdefault(task.peft_task_type, []).append(task)
     columns = heads.values()
-    lines.append(_row(["Method", *("; ".join(task.label for task in column) for column in columns)]))
-    lines.append(_row(["---"] * (len(columns) + 1)))
+    lines.append(row(["Method", *("; ".join(task.label for task in column) for column in columns)]))
+    lines.append(row(["---"] * (len(columns) + 1)))
     for chosen in all_methods().values():
-        lines.append(_row([chosen.label, *(_kinds(chosen, column[0], known) for column in columns)]))
+        lines.append(row([chosen.label, *(_kinds(chosen, column[0], known) for column in columns)]))
     lines += ["", "## What is measured", "", "On the rows kept aside, at each evaluation, beside the loss."]
     for task in tasks:
         if task.measures:
@@ -108,15 +109,31 @@ def tasks_page() -> list[str]:
 
 
 def training_page() -> list[str]:
+    return _filled(
+        "docs/training.md",
+        {
+            "known": _packed_loop_knows,
+            "measured": measured.loops,
+            "peers": measured.peers,
+            "cpu": measured.cpu,
+            "memory": measured.memory,
+        },
+    )
+
+
+def readme() -> list[str]:
+    return _filled("README.md", {"peers": measured.peers_in_short})
+
+
+def _filled(name: str, parts: dict[str, Callable[[], list[str]]]) -> list[str]:
     """The page as it is written, with what stands between its marks made anew."""
-    parts = {"known": _packed_loop_knows(), "measured": _loops_measured(), "cpu": _cpu_measured()}
     lines, skipping = [], False
-    for line in (HERE / "training.md").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
         skipping = skipping and line != "<!-- end -->"
         if not skipping:
             lines.append(line)
         if line.startswith(_MADE):
-            lines += parts[line.removeprefix(_MADE).removesuffix(" -->")]
+            lines += parts[line.removeprefix(_MADE).removesuffix(" -->")]()
             skipping = True
     return lines
 
@@ -131,38 +148,12 @@ def _packed_loop_knows() -> list[str]:
     ]
 
 
-def _loops_measured() -> list[str]:
-    measured = json.loads((RESULTS / "loops-cuda.json").read_text(encoding="utf-8"))
-    head = ["Shape and work", "Loop", "Tokens a second", "Tokens a step", "ms a step", "GB", "First loss, s", "GPU"]
-    lines = [_row(head), _row(["---"] * len(head))]
-    for name, found in measured.items():
-        shape, work, loop = name.split()
-        figures = (f"{found[key]:,}" for key in ("tokens_per_second", "tokens_a_step", "step_ms", "peak_gb"))
-        lines.append(_row([f"{shape} {work}", loop, *figures, str(found["first_loss_s"]), found["hardware"]]))
-    return lines
-
-
-def _cpu_measured() -> list[str]:
-    measured = json.loads((RESULTS / "cpu.json").read_text(encoding="utf-8"))
-    lines = [
-        _row(["Precision", "Packed", "Plain", "TRL", "Packed over TRL", "First loss, s (packed)"]),
-        _row(["---"] * 6),
-    ]
-    for precision, found in measured.items():
-        rounds = found["rounds"]
-        speeds = [
-            f"{statistics.median(r[loop]['tokens_per_second'] for r in rounds):.0f}"
-            for loop in ("packed", "plain", "trl")
-        ]
-        first = statistics.median(r["packed"]["first_loss_s"] for r in rounds)
-        lines.append(_row([precision, *speeds, str(found["packed over"]["trl"]), str(first)]))
-    return lines
-
-
 PAGES: dict[str, Callable[[], list[str]]] = {
-    "methods.md": methods_page,
-    "tasks.md": tasks_page,
-    "training.md": training_page,
+    "docs/methods.md": methods_page,
+    "docs/tasks.md": tasks_page,
+    "docs/training.md": training_page,
+    "docs/memory.svg": lambda: memory_plot(measured.results("memory-cuda")["results"]),
+    "README.md": readme,
 }
 
 
@@ -209,11 +200,11 @@ def _settings(chosen: Method | Task) -> Iterator[str]:
     if not fields:
         yield "None."
         return
-    yield _row(["Setting", "Default", "May be", "What it does"])
-    yield _row(["---"] * 4)
+    yield row(["Setting", "Default", "May be", "What it does"])
+    yield row(["---"] * 4)
     for name, field in fields.items():
         default = field.get_default(call_default_factory=True)
-        yield _row([title_of(name, field), _value(default), _allowed(field), field.description or ""])
+        yield row([title_of(name, field), _value(default), _allowed(field), field.description or ""])
 
 
 def _value(value: Any) -> str:
@@ -234,13 +225,9 @@ def _allowed(field: Any) -> str:
     return f"{number_text(low)} to {number_text(high)}" if low is not None and high is not None else "a number"
 
 
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
 def main() -> None:
     for name, page in PAGES.items():
-        (HERE / name).write_text("\n".join(page()) + "\n", encoding="utf-8")
+        (ROOT / name).write_text("\n".join(page()) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,161 @@
+"""What the benchmarks found, as tables: the loops' speed, beside TRL and Unsloth, on a GPU and on a CPU."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.loops import WORKS
+from benchmarks.memory import summary
+from docs.tables import short, table
+from jobs.methods import method
+
+Figures = dict[str, Any]
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+
+
+def results(name: str) -> dict[str, Any]:
+    """Empty where nothing was measured yet."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def loops() -> list[str]:
+    head = ["Shape and work", "Loop", "Tokens a second", "Tokens a step", "ms a step", "GB", "First loss, s", "GPU"]
+    rows = []
+    for name, found in results("loops-cuda").items():
+        shape, work, loop = name.split()
+        keys = ("tokens_per_second", "tokens_a_step", "step_ms", "peak_gb", "first_loss_s")
+        rows.append([f"{shape} {work}", loop, *(short(found[key]) for key in keys), found["hardware"]])
+    return table(head, rows)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One work: what each trainer reached on the same rows of the same model on the same GPU."""
+
+    name: str  # shape and work, as benchmarks.loops calls them
+    graft: Figures
+    peers: dict[str, Figures]  # by their variants' names in benchmarks.peers
+
+    @property
+    def words(self) -> str:
+        shape, work = self.name.split()
+        recompute = ", recompute" if WORKS[work].training.get("recompute") else ""
+        label = method(WORKS[work].method).label.split(" (")[0]
+        size = shape.removeprefix("llama").upper()
+        return f"Llama {size}, {label}{recompute}, {short(self.graft['tokens_a_step'])} tokens a step"
+
+    @property
+    def ratio(self) -> str:
+        best = max(each["tokens_per_second"] for each in self.peers.values())
+        return f"{self.graft['tokens_per_second'] / best:.2f} ×"
+
+    def fastest(self, peer: str, recompute: bool | None = None) -> tuple[str, Figures] | None:
+        """Of the peer's variants, or those that recompute, or those that do not: its name and figures."""
+        found = [
+            (name, figures)
+            for name, figures in self.peers.items()
+            if name.startswith(peer) and recompute in (None, figures["recompute"])
+        ]
+        return max(found, key=lambda each: each[1]["tokens_per_second"]) if found else None
+
+
+def compared(graft: dict[str, Figures], peers: dict[str, Figures]) -> Iterator[Compared]:
+    """The works that both Graft's packed loop and a peer did. Where Graft was told to recompute, only peers that do are
+    its peers; where it was not, all are: one that does so may be faster than its own choice without, or need to."""
+    for name, ours in graft.items():
+        shape, work, loop = name.split()
+        recompute = bool(work in WORKS and WORKS[work].training.get("recompute"))
+        prefix = f"{shape} {work.removesuffix('-recompute')} "
+        theirs = {
+            each.removeprefix(prefix): found
+            for each, found in peers.items()
+            if each.startswith(prefix)
+            and found["hardware"] == ours["hardware"]
+            and (found["recompute"] or not recompute)
+        }
+        if loop == "packed" and theirs:
+            yield Compared(f"{shape} {work}", ours, theirs)
+
+
+def peers_in_short() -> list[str]:
+    """README's table: each trainer at its fastest."""
+    found = list(compared(results("loops-cuda"), results("peers-cuda")))
+    if not found:
+        return []
+    rows = [
+        [each.words, *(_cell(each.fastest(peer)) for peer in ("trl", "unsloth")), _cell(("", each.graft)), each.ratio]
+        for each in found
+    ]
+    return [
+        f"Tokens a second and peak memory on one {found[0].graft['hardware']}: the same rows of the same model in each",
+        "step, each trainer with the settings that make it fastest.",
+        "",
+        *table(["Model and work", "TRL", "Unsloth", "Graft", "Graft to the faster one"], rows),
+    ]
+
+
+def peers() -> list[str]:
+    found = list(compared(results("loops-cuda"), results("peers-cuda")))
+    if not found:
+        return []
+    head = [
+        "Work",
+        "TRL",
+        "Unsloth, as it comes",
+        "Unsloth, no recompute",
+        "Graft",
+        "Graft to the best",
+        "First losses",
+    ]
+    rows = []
+    for each in found:
+        trl = each.fastest("trl")
+        default, without = each.fastest("unsloth", recompute=True), each.fastest("unsloth", recompute=False)
+        ours = ("", each.graft)
+        losses = [f"{one[1]['loss'][0]:.3f}" for one in (trl, default or without, ours) if one]
+        cells = [_cell(trl, said=True), *map(_cell, (default, without, ours))]
+        rows.append([each.words, *cells, each.ratio, ", ".join(losses)])
+    return [f"On one {found[0].graft['hardware']}, with {_versions(found)}.", "", *table(head, rows)]
+
+
+def _versions(found: list[Compared]) -> str:
+    told = {}
+    for each in found:
+        for name, figures in each.peers.items():
+            for package in ("torch", "transformers", name.split("-")[0]):
+                told[package] = figures["versions"][package]
+    return ", ".join(f"{package} {version}" for package, version in sorted(told.items()))
+
+
+def _cell(found: tuple[str, Figures] | None, said: bool = False) -> str:
+    """`said`: with the settings that its name tells."""
+    if found is None:
+        return "–"
+    name, figures = found
+    words = [word for word, has in (("Liger", "liger" in name), ("recompute", figures.get("recompute"))) if has]
+    cell = f"{short(figures['tokens_per_second'])}, {figures['peak_gb']:.1f} GB"
+    return f"{cell} ({', '.join(words)})" if said and words else cell
+
+
+def cpu() -> list[str]:
+    rows = []
+    for precision, found in results("cpu").items():
+        rounds = found["rounds"]
+        speeds = [
+            f"{statistics.median(r[loop]['tokens_per_second'] for r in rounds):.0f}"
+            for loop in ("packed", "plain", "trl")
+        ]
+        first = statistics.median(r["packed"]["first_loss_s"] for r in rounds)
+        rows.append([precision, *speeds, str(found["packed over"]["trl"]), str(first)])
+    return table(["Precision", "Packed", "Plain", "TRL", "Packed over TRL", "First loss, s (packed)"], rows)
+
+
+def memory() -> list[str]:
+    found = results("memory-cuda")
+    return [f"On one {found['machine']}: {summary(found['results'])}."]
