@@ -143,7 +143,7 @@ def test_preview_check_and_training_read_the_same_mended_rows(tmp_path: Path, ti
     report = check(spec.dataset.rows, mapping, chat, chat.Params(), tok, 256, mends=spec.dataset.mends)
     assert (report.rows, report.good_rows, report.bad_rows, report.left_out_rows) == (7, 5, 0, 2)
     trained, left_out = encode_rows(spec, chat, tok, mended(spec.dataset.rows, mapping, spec.dataset.mends))
-    assert ([row.number for row in trained], left_out) == ([1, 4, 5, 6, 7], 0)
+    assert ([row.number for row in trained], left_out.count) == ([1, 4, 5, 6, 7], 0)
     source = Mended(spec.dataset.rows, mapping, spec.dataset.mends)
     shown = {number: preview(source, number, mapping, chat, chat.Params(), tok, 256) for number in (7, 2, 1, 3)}
     assert "".join(segment.text for segment in shown[7].segments).count("Arrmatey") == 1

@@ -43,6 +43,8 @@ class Answers(Task):
         "f1": "How many words an answer shares with the right one, as SQuAD counts.",
     }
 
+    weighing = frozenset({"longest_answer"})
+
     class Params(Frozen):
         longest_answer: int = Field(
             30,

@@ -132,6 +132,7 @@ class Task:
         False  # its loss comes from its tokens' losses (`packed_loss`), so the packed loop trains it
     )
     follows_steps: ClassVar[bool] = False  # whether `step_values` has something to tell
+    weighing: ClassVar[frozenset[str]] = frozenset()  # settings of loss and measures alone: rows are encoded the same
 
     class Params(Frozen):
         """The settings of this task."""

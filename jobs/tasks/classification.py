@@ -47,6 +47,8 @@ class Classification(Task):
         "exact_match": "Share of rows with every label right and none besides; with several labels a text.",
     }
 
+    weighing = frozenset({"balance"})
+
     class Params(Frozen):
         labels: Literal["as the data is", "one label", "several labels"] = Field(
             "as the data is",

@@ -59,6 +59,8 @@ class KTO(Task):
     follows_steps = True
     unknown_before: ClassVar[tuple[str, ...]] = ("preference_accuracy",)
 
+    weighing = frozenset({"beta", "balance"})
+
     class Params(Templated):
         beta: float = Field(
             0.1,

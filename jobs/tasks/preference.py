@@ -124,6 +124,8 @@ class DPO(Preference):
 
     unknown_before: ClassVar[tuple[str, ...]] = ("preference_accuracy",)  # it prefers nothing to itself
 
+    weighing = frozenset({"beta", "loss", "sft_weight"})
+
     class Params(Templated):
         beta: float = Field(
             0.1,
@@ -216,6 +218,8 @@ class ORPO(Preference):
     help = "Learns the better answers as a chat would, and to avoid the worse ones, in one go. Changes more than DPO."
     order = 31
     rate_scale: ClassVar[float] = 0.5
+
+    weighing = frozenset({"strength"})
 
     class Params(Templated):
         strength: float = Field(

@@ -35,6 +35,7 @@ class _Rewriting(Task):
     borrowed: ClassVar[tuple[Shape, ...]] = (Shape.PROMPT, Shape.INSTRUCTION)
     talks = False
     inputs: ClassVar[dict[str, bool]] = {"text": True}
+    weighing = frozenset({"measured", "longest"})
 
     def prompt(self, source: str, tokenizer: PreTrainedTokenizerBase, params: Any) -> list[int]:
         """What the model is given to write the text that `source` becomes. Raises RowProblem."""

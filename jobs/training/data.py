@@ -10,6 +10,7 @@ import hashlib
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _ENOUGH = 0.5  # of the rows to keep aside, before rows with one prompt are parted
 IGNORED = -100  # the label that no loss counts
+_LISTED = 10_000  # rows left out whose reasons are remembered
+
+
+@dataclass
+class LeftOut:
+    """The rows of a run that cannot be used, each told in its log."""
+
+    count: int = 0
+    listed: list[tuple[int, str]] = field(default_factory=list)  # number and reason of the first of them
+
+    def add(self, number: int, reason: str) -> None:
+        self.count += 1
+        if self.count <= _LISTED:
+            self.listed.append((number, reason))
+        logger.warning("Row %d is left out: %s", number, reason)
 
 
 def encode_rows(
@@ -39,14 +55,14 @@ def encode_rows(
     rows: Iterable[Stored],
     progress: Callable[[int], None] = lambda done: None,
     folder: Path | None = None,
-) -> tuple[Rows, int]:
-    """Every usable row, cut to the maximum length, and how many were left out. `folder`: for what memory cannot hold.
+) -> tuple[Rows, LeftOut]:
+    """Every usable row, cut to the maximum length, and those that were left out. `folder`: for what memory cannot hold.
 
     Raises UserError with the first bad row where the spec does not say to leave those out.
     """
     params = task.Params(**spec.task_params)
-    good = Rows(folder)
-    left_out = done = 0
+    good, left_out = Rows(folder), LeftOut()
+    done = 0
     for batch in encode_in_batches(rows, spec.dataset.mapping, task, params, tokenizer):
         for (number, _, _), result in batch:
             try:
@@ -57,8 +73,7 @@ def encode_rows(
                         f"Row {number:,} cannot be used: {bad}. Mend it on the dataset's page, or turn on "
                         "Leave out bad rows."
                     ) from bad
-                left_out += 1
-                logger.warning("Row %d is left out: %s", number, bad)
+                left_out.add(number, str(bad))
         done += len(batch)
         progress(done)
     if not good:

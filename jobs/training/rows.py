@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import shutil
 import struct
 import tempfile
 import threading
@@ -15,13 +16,17 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, overload
 
 import numpy as np
 
 from jobs.data.codec import dumps, loads
 
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
 _IN_MEMORY = 128 << 20  # bytes
+_COPIED = 1 << 20  # bytes at once
 _HEAD = struct.Struct("<qIIII")  # number, tokens, bytes of types, of target, of the second text
 
 
@@ -46,6 +51,7 @@ class Rows(Sequence[Row]):
     def __init__(self, folder: Path | None = None) -> None:
         """`folder`: where the file is, if one is needed; it has no name there, and goes with this process."""
         where = str(folder) if folder else None
+        self._file: IO[bytes]
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=where)  # noqa: SIM115 - it lives as long as the rows
         self._lock = threading.Lock()
         self._ends = array("q", [0])
@@ -56,6 +62,24 @@ class Rows(Sequence[Row]):
         self._file.seek(self._ends[-1])
         self._file.write(packed)
         self._ends.append(self._ends[-1] + len(packed))
+
+    @classmethod
+    def of_file(cls, file: BinaryIO, ends: array[int]) -> Rows:
+        """Rows that `write` wrote to the beginning of this file, read from there as they are asked for."""
+        rows = cls()
+        rows._file, rows._ends = file, ends
+        return rows
+
+    @property
+    def packed_bytes(self) -> int:
+        return self._ends[-1]
+
+    def write(self, file: SupportsWrite[bytes]) -> array[int]:
+        """Everything that was added, as it is packed; returns where each row ends, after a first 0."""
+        with self._lock:
+            self._file.seek(0)
+            shutil.copyfileobj(self._file, file, _COPIED)
+        return self._ends
 
     def take(self, places: np.ndarray) -> Rows:
         """The rows at these places. They are not copied."""
