@@ -103,7 +103,7 @@ class Sites:
         paths = [str(path.resolve()) for path in [*own, ROOT] if path]
         return os.environ | {
             "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
-            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # steps differ in size: so less is reserved
+            "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # Unsloth's own choice: steps differ in size
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "TRANSFORMERS_VERBOSITY": "error",
@@ -118,7 +118,9 @@ class Child:
 
     def __init__(self, name: str, sites: Sites, folder: Path) -> None:
         peer = VARIANTS[name.split()[2]].peer
-        self.log = folder / f"{name.replace(' ', '-')}.log"
+        own = folder / name.replace(" ", "-")
+        own.mkdir()
+        self.log = own / "log.txt"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.peer", peer],
@@ -126,7 +128,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=sites.environment(peer),
-                cwd=folder,  # where Unsloth writes what it compiles
+                cwd=own,  # where Unsloth writes what it compiles
             )
 
     def train(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -186,19 +188,17 @@ def chosen(only: list[str] | None) -> list[str]:
     """PLAN; or of it what begins as asked; or what is named whole."""
     if not only:
         return list(PLAN)
-    names = [name for given in only for name in ([given] if len(given.split()) == 3 else _beginning(given))]
-    for name in names:
-        shape, work, variant = name.split()
-        if shape not in SHAPES or work not in WORKS or variant not in VARIANTS:
+    names: list[str] = []
+    for given in only:
+        words = given.split()
+        planned = [name for name in PLAN if name.split()[: len(words)] == words]
+        if not planned and not (len(words) == 3 and words[0] in SHAPES and words[1] in WORKS and words[2] in VARIANTS):
             raise SystemExit(
-                f"{name!r} is no shape ({', '.join(SHAPES)}), work ({', '.join(WORKS)}) and variant "
-                f"({', '.join(VARIANTS)})."
+                f"{given!r} begins nothing in PLAN and is no shape ({', '.join(SHAPES)}), work ({', '.join(WORKS)}) "
+                f"and variant ({', '.join(VARIANTS)})."
             )
+        names += planned or [given]
     return list(dict.fromkeys(names))
-
-
-def _beginning(given: str) -> list[str]:
-    return [name for name in PLAN if name.split()[: len(given.split())] == given.split()]
 
 
 def main() -> None:
@@ -232,7 +232,7 @@ def main() -> None:
                 try:
                     job = make_job(name, model, hardware.compute.split()[1], options.steps)
                     found[name] = {"hardware": hardware.name, **measure(children[name], job)}
-                    print(name, json.dumps(found[name]), flush=True)
+                    print(f"{time.monotonic() - began:.0f} s", name, json.dumps(found[name]), flush=True)
                 except (ChildProcessError, BrokenPipeError) as failed:
                     print(name, "failed:", failed, flush=True)
                 children[name].end()
