@@ -6,6 +6,7 @@ hundred kilobytes are read instead of gigabytes.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import struct
@@ -46,13 +47,13 @@ class LinearModule(Frozen):
     in_features: int
     out_features: int
 
-    @property
+    @functools.cached_property
     def layer(self) -> int:
         """The number of the block it stands in."""
         found = _LAYER.search(self.name)
         return int(found.group(1)) if found else 0
 
-    @property
+    @functools.cached_property
     def leaf(self) -> str:
         """The last part of the name, which PEFT's `target_modules` matches: "q_proj"."""
         return self.name.rsplit(".", 1)[-1]

@@ -8,6 +8,7 @@ and a scale per 64 weights, the scales again in 8 bits with double quantization)
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs.frozen import Frozen
@@ -116,6 +117,12 @@ class Planner:
         )
         self._plans = packed_plans(self._case) if self._packed else list(plain_plans(self._case))
         self._budget = budget(hardware, training)
+        self._kept = packed_loop.counted(self._case) if self._packed else partial(plain_loop.kept, self._case)
+        self._bases = {moved: _base(self._case, self._packed, moved) for moved in (False, True)}
+        self._held = {
+            again: method.held_memory(params, shape, again, self._case.width)
+            for again in {bool(plan.recomputed) for plan in self._plans}
+        }
 
     def planned(self) -> tuple[MemoryPlan, Estimate]:
         """The fastest plan that fits; the most saving where none does."""
@@ -128,31 +135,36 @@ class Planner:
 
     def of(self, plan: MemoryPlan) -> Estimate:
         """The peak with this plan."""
-        case, packed = self._case, self._packed
-        method, params, shape, training = case.method, case.params, case.shape, case.training
-        trainable, width = case.trainable, case.width
-        kept = packed_loop.kept(case, plan) if packed else plain_loop.kept(case, plan)
-        narrow = width if packed and width < FP32 else 0  # beside what is trained, and its gradients, stand copies
-        gradients = trainable * (FP32 + narrow)
-        if method.trains_base and training.gradient_accumulation == 1:
-            # They grow while activations and logits shrink; the next step's are made after they are gone.
-            gradients = max(0, gradients - kept.activations - kept.logits)
-        on_cpu = case.hardware.device == "cpu"
-        return Estimate(
-            base=_base(case, packed, plan),
-            adapter=(case.head or 0 if method.trains_base else trainable) * (FP32 + narrow),
-            gradients=gradients,
-            optimizer=_moments(training, trainable, shape.embedding_parameters if method.trains_base else 0),
-            activations=kept.activations,
-            logits=kept.logits,
-            workspace=kept.workspace
-            + (_PROCESS if on_cpu else 0)
-            + (_MEASURES if case.head is not None and on_cpu else 0)
-            + method.held_memory(params, shape, bool(plan.recomputed), width),
-        )
+        return Estimate(**self._parts(plan))
 
     def _total(self, plan: MemoryPlan) -> int:
-        return self.of(plan).total
+        return sum(self._parts(plan).values())
+
+    def _parts(self, plan: MemoryPlan) -> dict[str, int]:
+        case, method = self._case, self._case.method
+        trainable, width = case.trainable, case.width
+        kept = self._kept(plan)
+        narrow = (
+            width if self._packed and width < FP32 else 0
+        )  # beside what is trained, and its gradients, stand copies
+        gradients = trainable * (FP32 + narrow)
+        if method.trains_base and case.training.gradient_accumulation == 1:
+            # They grow while activations and logits shrink; the next step's are made after they are gone.
+            gradients = max(0, gradients - kept.activations - kept.logits)
+        embeddings = case.shape.embedding_parameters if method.trains_base else 0
+        on_cpu = case.hardware.device == "cpu"
+        return {
+            "base": self._bases[plan.embedding_on_host],
+            "adapter": (case.head or 0 if method.trains_base else trainable) * (FP32 + narrow),
+            "gradients": gradients,
+            "optimizer": _moments(case.training, trainable, embeddings),
+            "activations": kept.activations,
+            "logits": kept.logits,
+            "workspace": kept.workspace
+            + (_PROCESS if on_cpu else 0)
+            + (_MEASURES if case.head is not None and on_cpu else 0)
+            + self._held[bool(plan.recomputed)],
+        }
 
 
 def budget(hardware: Hardware, training: TrainingParams) -> int:
@@ -176,24 +188,25 @@ def _moments(training: TrainingParams, trainable: int, embeddings: int) -> int:
     return int(2 * ((trainable - embeddings) * _NARROW_MOMENT + embeddings * FP32))
 
 
-def _base(case: Case, packed: bool, plan: MemoryPlan) -> int:
+def _base(case: Case, packed: bool, moved: bool) -> int:
+    """`moved`: the embeddings lie in the host's memory."""
     shape, width = case.shape, case.width
-    if plan.embedding_on_host:
-        return _base(case, packed, MemoryPlan()) - shape.embedding_parameters * width
+    if moved:
+        return _base(case, packed, False) - shape.embedding_parameters * width
     if case.method.trains_base:  # in 32 bits; autocast's narrow copy of a matrix lives from forward to backward
         return shape.parameters * FP32 + (shape.parameters * width if width < FP32 else 0)
-    held = case.method.quantization(case.params)
+    held = case.quantization
     if held == "none" or case.hardware.device == "cpu":
         # On a CPU the whole model is in memory before it is quantized: the narrow weights do not lower the peak.
         return shape.parameters * width
     if held == "fp8":  # a scale for each row of each layer
         rows = sum(module.out_features for module in shape.linears)
-        return shape.linear_parameters + rows * FP32 + (shape.parameters - shape.linear_parameters) * width
+        return case.linear_parameters + rows * FP32 + (shape.parameters - case.linear_parameters) * width
     bits = _INT8_BITS if held == "int8" else _NF4_BITS[getattr(case.params, "double_quantization", False)]
-    rest = shape.parameters - shape.linear_parameters
+    rest = shape.parameters - case.linear_parameters
     if packed:  # what is not quantized stays as it was loaded
-        return int(shape.linear_parameters * bits / 8) + rest * width
+        return int(case.linear_parameters * bits / 8) + rest * width
     # PEFT's preparation for quantized training casts what stays unquantized (embeddings, norms) to 32 bits; autocast
     # keeps a narrow copy of the output head beside it.
     copy = shape.embedding_parameters * width if width < FP32 else 0
-    return int(shape.linear_parameters * bits / 8) + rest * FP32 + copy
+    return int(case.linear_parameters * bits / 8) + rest * FP32 + copy

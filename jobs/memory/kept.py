@@ -14,7 +14,7 @@ from jobs.spec import TrainingParams
 
 if TYPE_CHECKING:
     from jobs.memory.plan import MemoryPlan
-    from jobs.methods.base import Method
+    from jobs.methods.base import Method, Quantization
 
 FP32 = 4  # bytes
 _RARE = 2.5  # standard deviations: of a hundred steps about one has more tokens
@@ -85,6 +85,15 @@ class Case:
     def pack_tokens(self, plan: MemoryPlan) -> int:
         """Of the longest pack (jobs.training.packed.packs): all rows of a step, up to the pack's capacity."""
         return max(self.row_tokens, min(plan.pack_tokens, self.step_tokens))
+
+    @cached_property
+    def quantization(self) -> Quantization:
+        """How the frozen base is held."""
+        return self.method.quantization(self.params)
+
+    @cached_property
+    def linear_parameters(self) -> int:
+        return self.shape.linear_parameters
 
     @cached_property
     def fused(self) -> bool:

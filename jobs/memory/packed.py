@@ -6,6 +6,8 @@ tests/test_memory.py holds this against what autograd really saves.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jobs.memory.kept import FP32, Case, Kept
 from jobs.memory.plan import MemoryPlan
 
@@ -28,25 +30,32 @@ _HOLES = 0.35
 _CPU_SLACK = 0.5  # what malloc keeps of what a step freed, measured
 
 
-def kept(case: Case, plan: MemoryPlan) -> Kept:
-    tokens, width, shape = case.pack_tokens(plan), case.width, case.shape
+def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
+    """What a plan keeps: of many plans of a run, what they share is counted once."""
+    width, shape = case.width, case.shape
     on_gpu = case.hardware.device == "cuda"
-    each = layer(case)
-    again = min(plan.recomputed, case.layers)  # of the layers that the way back goes through
-    inputs = 0 if plan.offloaded else again * shape.hidden_size * width
-    activations = tokens * ((case.layers - again) * each + inputs + (each if again else 0))
-    # Two moments are the widest. At the output head: the last norm's input and output, the places that are trained and
-    # their slopes, and a chunk of logits. In a layer's backward pass: the slope of gate times up, of its input, and
-    # weights that are unpacked or turned.
-    activations += 4 * tokens * shape.hidden_size * width
-    logits = min(tokens, CHUNK) * shape.vocab_size * _logit_bytes(case, on_gpu)
-    behind = tokens * _behind_a_token(case, on_gpu) + _unpacked(case)
-    return Kept(
-        activations=int(activations),
-        logits=logits,
-        workspace=max(0, int(behind - logits), int(_evaluated(case) - activations - logits))
-        + _slack(case, plan, activations + logits, on_gpu),
-    )
+    each, logit, evaluated = layer(case), _logit_bytes(case, on_gpu), _evaluated(case)
+    behind_a_token, unpacked = _behind_a_token(case, on_gpu), _unpacked(case)
+
+    def kept(plan: MemoryPlan) -> Kept:
+        tokens = case.pack_tokens(plan)
+        again = min(plan.recomputed, case.layers)  # of the layers that the way back goes through
+        inputs = 0 if plan.offloaded else again * shape.hidden_size * width
+        activations = tokens * ((case.layers - again) * each + inputs + (each if again else 0))
+        # Two moments are the widest. At the output head: the last norm's input and output, the places that are trained
+        # and their slopes, and a chunk of logits. In a layer's backward pass: the slope of gate times up, of its input,
+        # and weights that are unpacked or turned.
+        activations += 4 * tokens * shape.hidden_size * width
+        logits = min(tokens, CHUNK) * shape.vocab_size * logit
+        behind = tokens * behind_a_token + unpacked
+        return Kept(
+            activations=int(activations),
+            logits=logits,
+            workspace=max(0, int(behind - logits), int(evaluated - activations - logits))
+            + _slack(case, plan, activations + logits, on_gpu),
+        )
+
+    return kept
 
 
 def _behind_a_token(case: Case, on_gpu: bool) -> float:
@@ -55,14 +64,14 @@ def _behind_a_token(case: Case, on_gpu: bool) -> float:
     inner = shape.intermediate_size
     if not on_gpu:  # nothing is written over what was kept
         return (4 * inner - shape.hidden_size) * width
-    rounded = 2 * inner if case.method.quantization(case.params) == "fp8" else 0
+    rounded = 2 * inner if case.quantization == "fp8" else 0
     return (inner + shape.hidden_size) * width + rounded
 
 
 def _unpacked(case: Case) -> int:
     """Bytes of the largest weights in the form that they are multiplied in."""
     largest = 2 * case.shape.hidden_size * case.shape.intermediate_size
-    return largest * {"none": 0, "fp8": 1}.get(case.method.quantization(case.params), case.width)
+    return largest * {"none": 0, "fp8": 1}.get(case.quantization, case.width)
 
 
 def _evaluated(case: Case) -> int:
@@ -78,8 +87,8 @@ def recorded(case: Case, plan: MemoryPlan) -> bool:
     """Whether its passes become CUDA graphs."""
     shape = case.shape
     held = shape.parameters
-    if case.method.quantization(case.params) == "nf4":
-        held -= shape.linear_parameters // 2  # two 4-bit weights count as one number
+    if case.quantization == "nf4":
+        held -= case.linear_parameters // 2  # two 4-bit weights count as one number
     random = bool(getattr(case.params, "dropout", 0))
     if case.sequences > 1 or plan.offloaded:  # what weighs whole answers reads its numbers in between
         return False
@@ -133,7 +142,7 @@ def _slack(case: Case, plan: MemoryPlan, moving: float, on_gpu: bool) -> int:
         return int(_CUBLAS + _SLACK * moving)
     found = _CUBLAS + _RECORDED_SLACK * moving
     shape = case.shape
-    if case.fused and case.method.quantization(case.params) in ("none", "fp8"):
+    if case.fused and case.quantization in ("none", "fp8"):
         joined = shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim + 2 * shape.intermediate_size
         found += _HOLES * joined * shape.hidden_size * shape.layers * case.width
     if case.lengths.spread:

@@ -104,5 +104,5 @@ def _cost(case: Case, plan: MemoryPlan) -> float:
     tokens = case.step_tokens
     passes = math.ceil(tokens / max(case.pack_tokens(plan), 1))
     again = (_AGAIN_FUSED if case.fused else _AGAIN) * plan.recomputed / max(case.layers, 1)
-    cost = tokens * (1 + again) + passes * _A_PASS[case.method.quantization(case.params)]
+    cost = tokens * (1 + again) + passes * _A_PASS[case.quantization]
     return cost * (_TRAVEL if plan.offloaded else 1.0) * (_FETCH if plan.embedding_on_host else 1.0)
