@@ -82,22 +82,6 @@ class TrainingParams(Frozen):
         title="Gradient clipping",
         description="Longest gradient that one step may use; 0 turns clipping off.",
     )
-    optimizer: Optimizer = Field(
-        "adamw",
-        title="Optimizer",
-        description="AdamW keeps two numbers for each trained parameter: in 8 bits a quarter of the memory and nearly "
-        "the same steps, slow on a CPU. Paged ones move to the computer's memory when the GPU's is full. Worth it "
-        "where very much is trained, as in full fine-tuning.",
-        json_schema_extra={
-            "labels": {
-                "adamw": "AdamW",
-                "adamw-8bit": "AdamW, 8-bit",
-                "adamw-paged": "AdamW, paged",
-                "adamw-paged-8bit": "AdamW, 8-bit, paged",
-            },
-            "advanced": True,
-        },
-    )
     validation_percent: float = Field(
         10,
         ge=0,
@@ -156,6 +140,22 @@ class TrainingParams(Frozen):
         description="Graft's packed loop is the faster one, where it knows model, method and task; the plain one is "
         "transformers' Trainer, to compare with.",
         json_schema_extra={"labels": {"auto": "The fastest that applies", "plain": "Plain"}, "advanced": True},
+    )
+    optimizer: Optimizer = Field(
+        "adamw",
+        title="Optimizer",
+        description="AdamW keeps two numbers for each trained parameter. In 8 bits they take a quarter of the memory "
+        "and learn nearly the same (slow on a CPU); paged, they move to the computer's memory when the GPU's is full. "
+        "Worth it where very much is trained.",
+        json_schema_extra={
+            "labels": {
+                "adamw": "AdamW",
+                "adamw-8bit": "AdamW, 8-bit",
+                "adamw-paged": "AdamW, paged",
+                "adamw-paged-8bit": "AdamW, 8-bit, paged",
+            },
+            "advanced": True,
+        },
     )
     leave_out_bad_rows: bool = Field(
         False,
