@@ -30,6 +30,11 @@ def train(files: RunFiles, *, cold: bool = False, limit: float = 1800) -> Told:
 
     Ends the program where the run does not complete.
     """
+    return train_together([files], cold=cold, limit=limit)[0]
+
+
+def train_together(runs: list[RunFiles], *, cold: bool = False, limit: float = 1800) -> list[Told]:
+    """The same of several runs of one base, which share their steps."""
     began = time.time()
     child = subprocess.Popen(
         [sys.executable, "-m", "jobs.training.child", "--wait"],
@@ -44,13 +49,18 @@ def train(files: RunFiles, *, cold: bool = False, limit: float = 1800) -> Told:
         child.stdout.readline()
         imports = time.time() - began
         began = time.time()
-    child.stdin.write(json.dumps({"directory": str(files.directory)}).encode() + b"\n")
+    alone = {"directory": str(runs[0].directory)}
+    order = alone if len(runs) == 1 else {"together": [str(files.directory) for files in runs]}
+    child.stdin.write(json.dumps(order).encode() + b"\n")
     child.stdin.close()
     try:
         child.wait(limit)
     finally:
         child.kill()
-    result = Result.model_validate_json(files.result.read_bytes())
-    if result.state != "completed":
-        raise SystemExit(f"The run did not complete: {result.reason}\n{files.log.read_text()[-3000:]}")
-    return Told(read_events(files.events, 0, 1 << 26)[0], result, began, imports)
+    found = []
+    for files in runs:
+        result = Result.model_validate_json(files.result.read_bytes())
+        if result.state != "completed":
+            raise SystemExit(f"The run did not complete: {result.reason}\n{runs[0].log.read_text()[-3000:]}")
+        found.append(Told(read_events(files.events, 0, 1 << 26)[0], result, began, imports))
+    return found

@@ -53,17 +53,22 @@ class Work:
     steps: int = 24
     training: dict[str, Any] = field(default_factory=dict)
     method_params: dict[str, Any] = field(default_factory=dict)
+    adapters: int = 1  # runs that share their steps, each with rows and a rate of its own
 
 
 WORKS: dict[str, Work] = {
     "lora-16k": Work(rows=34),
     "lora-8k": Work(rows=17),
-    "lora-8k-recompute": Work(rows=17, training={"recompute": True}),
-    "lora-2k-recompute": Work(rows=4, training={"recompute": True}),
-    "qlora-8k-recompute": Work(rows=17, method="qlora", training={"recompute": True}),
+    "lora-8k-fp8": Work(rows=17, method_params={"base_weights": "fp8"}),
+    "lora-8k-recompute": Work(rows=17, training={"recompute": "on"}),
+    "lora-2k-least": Work(rows=4, training={"memory_limit_gb": 18.6}),
     "qlora-8k": Work(rows=17, method="qlora"),
+    "qlora-8k-least": Work(rows=17, method="qlora", training={"memory_limit_gb": 9.1}),
     "dora-8k": Work(rows=17, method="dora"),
     "small": Work(rows=3, longest=512, steps=120),
+    "small-eight": Work(rows=3, longest=512, steps=120, adapters=8),
+    "curve-2k": Work(rows=4, steps=200),
+    "curve-2k-fp8": Work(rows=4, steps=200, method_params={"base_weights": "fp8"}),
 }
 
 
@@ -116,21 +121,22 @@ def documents(count: int, longest: int, seed: int = 1234) -> list[np.ndarray]:
     return [names[np.minimum(np.searchsorted(edges, draw.random(n)), WORDS - 5)] for n in lengths.tolist()]
 
 
-def make_run(folder: Path, model: Path, work: Work, loop: str, steps: int) -> RunFiles:
-    """A run directory of its own; its rows are as many as its steps see."""
+def make_run(folder: Path, model: Path, work: Work, loop: str, steps: int, number: int = 0) -> RunFiles:
+    """A run directory of its own, the `number`th of those that share their steps; its rows are as many as its steps
+    see."""
     files = RunFiles(folder)
     folder.mkdir(parents=True)
-    rows = folder / "rows.parquet"
+    rows, texts = folder / "rows.parquet", documents(work.rows * steps, work.longest, 1234 + number)
     with RowWriter(rows) as writer:
-        for number, tokens in enumerate(documents(work.rows * steps, work.longest), start=1):
+        for row, tokens in enumerate(texts, start=1):
             values = {"text": " ".join(f"w{token}" for token in tokens)}
-            writer.add([Row(number, values, json.dumps(values))])
+            writer.add([Row(row, values, json.dumps(values))])
     training = {
         "batch_size": work.rows,
         "max_length": work.longest,
         "max_steps": steps,
         "epochs": 1,
-        "learning_rate": 2e-4,
+        "learning_rate": 2e-4 * 1.2**number,
         "schedule": "constant",
         "warmup_percent": 0,
         "validation_percent": 0,
@@ -152,27 +158,46 @@ def make_run(folder: Path, model: Path, work: Work, loop: str, steps: int) -> Ru
     return files
 
 
-def measure(files: RunFiles, skip: int) -> dict[str, Any]:
-    """Train it in a child whose imports are done, and time what it says."""
-    run = children.train(files, limit=560)
-    steps = [event for event in run.events if isinstance(event, Metrics) and "tokens_per_second" in event.values]
+def measure(runs: list[RunFiles], skip: int) -> dict[str, Any]:
+    """Train them in a child whose imports are done, and time what it says. Of several the tokens are all of theirs, the
+    losses those of the first."""
+    told = children.train_together(runs, limit=560)
+    run, steps = told[0], steps_of(told[0])
     started = next(event for event in run.events if isinstance(event, Started))
     seconds = np.diff([event.time for event in steps])
-    # A rate is told for the time since the step before: together they are the tokens.
-    tokens = np.array([event.values["tokens_per_second"] for event in steps[1:]]) * seconds
+    tokens = np.sum([tokens_of(steps_of(each)) for each in told], axis=0)
     phases = [(event.text, round(event.time - run.began, 2)) for event in run.events if isinstance(event, Phase)]
     return {
         "loop": started.hardware["loop"],
+        "why": started.hardware["loop_why"],
         "tokens_per_second": round(tokens[skip:].sum() / seconds[skip:].sum(), 1),
         "tokens_a_step": round(tokens[skip:].mean(), 1),
         "step_ms": round(1000 * statistics.median(seconds[skip:].tolist()), 2),
         "peak_gb": round((run.result.peak_memory or 0) / 1e9, 2),
         "loss": [round(steps[0].values["loss"], 4), round(steps[-1].values["loss"], 4)],
         "grad_norm": [round(steps[0].values["grad_norm"], 4), round(steps[-1].values["grad_norm"], 4)],
+        "time_left": time_left(steps),
         "first_loss_s": round(steps[0].time - run.began, 2),
         "imports_s": round(run.imports or 0, 2),
         "phases": phases,
     }
+
+
+def steps_of(told: children.Told) -> list[Metrics]:
+    return [event for event in told.events if isinstance(event, Metrics) and "tokens_per_second" in event.values]
+
+
+def tokens_of(steps: list[Metrics]) -> np.ndarray:
+    """Of each step but the first. A rate is told for the time since the step before."""
+    seconds = np.diff([event.time for event in steps])
+    return np.array([event.values["tokens_per_second"] for event in steps[1:]]) * seconds
+
+
+def time_left(steps: list[Metrics]) -> list[float] | None:
+    """After 20 steps: seconds that were said to be left, and those that it took; None of a short run."""
+    if len(steps) < 60:
+        return None
+    return [round(steps[19].eta_seconds or 0, 2), round(steps[-1].time - steps[19].time, 2)]
 
 
 def main() -> None:
@@ -195,14 +220,18 @@ def main() -> None:
             for work in options.work:
                 for loop in options.loops:
                     steps = options.steps or WORKS[work].steps
-                    files = make_run(folder / "run", model, WORKS[work], loop, steps)
+                    runs = [
+                        make_run(folder / f"run{number}", model, WORKS[work], loop, steps, number)
+                        for number in range(WORKS[work].adapters)
+                    ]
                     name = f"{shape} {work} {loop}"
                     try:
-                        found[name] = {"hardware": hardware.name, **measure(files, options.skip)}
+                        found[name] = {"hardware": hardware.name, **measure(runs, options.skip)}
                         print(name, json.dumps(found[name]), flush=True)
                     except SystemExit as failed:
                         print(name, failed, flush=True)
-                    shutil.rmtree(folder / "run")
+                    for files in runs:
+                        shutil.rmtree(files.directory)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

@@ -1,7 +1,7 @@
 """Predicted against measured peak memory: real training children on random weights of known shapes.
 
     python -m benchmarks.memory                                  # small shapes, for a CPU
-    python -m benchmarks.memory --grid gpu --seconds 450         # 27 settings from 1 to 8 billion parameters, for a GPU
+    python -m benchmarks.memory --grid gpu --seconds 450         # 34 settings from 1 to 8 billion parameters, for a GPU
     python -m benchmarks.memory --shapes llama1b --methods lora qlora
 
 Each setting is a whole run (jobs.training.child in its own process) of a few steps on rows of exactly the maximum
@@ -55,12 +55,16 @@ class Setting:
     recompute: bool = False
     varied: bool = False  # documents of log-normal length, up to `length`
     loop: str = "auto"
+    limit: float = 0  # GB: the run is to arrange itself within them
+    held: str = "full"  # Base weights
+    optimizer: str = "adamw"
 
     @property
     def words(self) -> str:
         more = [word for word, said in (("recompute", self.recompute), ("varied", self.varied)) if said]
-        more += [self.loop] if self.loop != "auto" else []
-        return f"{self.shape:>8} {self.method:>15} {self.batch:>3} x {self.length:<5} {' '.join(more):<17}"
+        more += [word for word in (self.loop, self.held, self.optimizer) if word not in ("auto", "full", "adamw")]
+        more += [f"in {self.limit:g} GB"] if self.limit else []
+        return f"{self.shape:>8} {self.method:>6} {self.batch:>3} x {self.length:<5} {' '.join(more):<17}"
 
 
 # By shape, so that a model is read from the page cache; the dearest to read last.
@@ -77,6 +81,9 @@ GPU_GRID = (
     Setting("llama1b", "dora", 4, 4096, recompute=True),
     Setting("llama1b", "full", 2, 512),
     Setting("llama1b", "full", 4, 2048, recompute=True),
+    Setting("llama1b", "full", 2, 1024, optimizer="adamw-8bit"),
+    Setting("llama1b", "lora", 8, 2048, held="fp8"),
+    Setting("llama1b", "lora", 34, 2048, varied=True, limit=12),
     Setting("llama1b", "lora", 8, 512, loop="plain"),
     Setting("llama1b", "lora", 4, 4096, recompute=True, loop="plain"),
     Setting("llama3b", "lora", 4, 512),
@@ -85,6 +92,7 @@ GPU_GRID = (
     Setting("llama3b", "qlora", 4, 1024),
     Setting("llama3b", "dora", 2, 1024),
     Setting("llama3b", "lora", 17, 2048, varied=True),
+    Setting("llama3b", "lora", 17, 2048, varied=True, limit=14),
     Setting("llama8b", "lora", 1, 512),
     Setting("llama8b", "lora", 4, 2048),
     Setting("llama8b", "lora", 1, 8192, recompute=True),
@@ -92,6 +100,10 @@ GPU_GRID = (
     Setting("llama8b", "qlora", 4, 512),
     Setting("llama8b", "qlora", 4, 2048, recompute=True),
     Setting("llama8b", "dora", 2, 2048, recompute=True),
+    Setting("llama8b", "lora", 4, 2048, held="fp8"),
+    Setting("llama8b", "lora", 17, 2048, varied=True, limit=40),
+    Setting("llama8b", "lora", 4, 2048, limit=18.6),
+    Setting("llama8b", "qlora", 17, 2048, varied=True, limit=9.1),
 )
 
 
@@ -172,13 +184,16 @@ def measure(children: Children, model: Path, folder: Path, setting: Setting) -> 
     """One run's predicted and measured peak, in bytes."""
     folder.mkdir()
     chosen = method(setting.method)
-    params = type(chosen).Params()
+    held = {"base_weights": setting.held} if setting.held != "full" else {}
+    params = type(chosen).Params(**held)  # type: ignore[arg-type]
     steps = VARIED_STEPS if setting.varied else STEPS
     training = TrainingParams(
         max_steps=steps,
         batch_size=setting.batch,
         max_length=setting.length,
-        recompute=setting.recompute,
+        recompute="on" if setting.recompute else "auto",
+        memory_limit_gb=setting.limit,
+        optimizer=setting.optimizer,  # type: ignore[arg-type]
         validation_percent=0,
         evaluations=1,
         loop="plain" if setting.loop == "plain" else "auto",

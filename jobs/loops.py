@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from jobs.frozen import Frozen
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jobs.memory.plan import MemoryPlan
     from jobs.methods.base import Method
-    from jobs.spec import TrainingParams
+    from jobs.spec import RunSpec, TrainingParams
     from jobs.tasks.base import Task
 
 LoopName = Literal["packed", "plain"]
@@ -21,6 +23,9 @@ PACKED_STATE = "packed.pt"  # what the packed loop goes on from, in a checkpoint
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3")
 FUSED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # of them, those whose layers the packed loop has itself
 _CAPPED = ("gemma2",)  # their attention caps its logits, which no kernel for packed rows on a GPU does
+
+
+TOGETHER = ("lora", "qlora", "rslora", "lora-plus")  # methods of which several runs can share their steps
 
 
 class Choice(Frozen):
@@ -39,6 +44,40 @@ def choose(training: TrainingParams, task: Task, method: Method, params: Any, mo
     if reason:
         return Choice(loop="plain", why=f"Plain loop (transformers' Trainer): {reason}.")
     return Choice(loop="packed", why="Packed loop: rows one after another without padding, LoRA and loss fused.")
+
+
+def problem(choice: Choice, method: Method, params: Any) -> str | None:
+    """What forbids a run in its loop; None where nothing does."""
+    if choice.loop == "packed" or method.quantization(params) != "fp8":
+        return None
+    return f"You set Base weights to 8-bit floats, which only the packed loop trains beside. {choice.why}"
+
+
+def why_apart(specs: Sequence[RunSpec]) -> str | None:
+    """Why runs cannot be trained in the same steps, each with its own rate, rows and end; None where they can: they
+    put matrices of the same sizes beside the same layers of the same base. Imports the methods and the tasks."""
+    from jobs import methods, tasks
+
+    first = specs[0]
+    for spec in specs:
+        method, task = methods.method(spec.method), tasks.task(spec.task)
+        params: Any = method.Params(**spec.method_params)
+        if spec.base_model != first.base_model:
+            return f"they are of different base models, {first.base_model.name} and {spec.base_model.name}."
+        if spec.method not in TOGETHER or params.dropout:
+            return f"{method.label}{' with dropout' if params.dropout else ''} trains by itself."
+        if not task.packs or task.sequences > 1:
+            return f"the task {task.label} trains by itself."
+        if spec.method != first.method:
+            return "they are of different methods."
+        if _sizes(params) != _sizes(methods.method(first.method).Params(**first.method_params)):
+            return "they differ in rank, in layers, or in how the base is held."
+    return None
+
+
+def _sizes(params: Any) -> dict[str, Any]:
+    """All of a LoRA's settings but those that are only a factor."""
+    return params.model_dump(exclude={"alpha", "dropout", "ratio"})
 
 
 def _why_plain(

@@ -51,7 +51,7 @@ def test_the_gate_kernels_are_their_reference() -> None:
     both, dy = drawn(300, 2 * 1536), drawn(300, 1536)
     assert apart(kernels.gate(both), pieces.gate_reference(both.float())) < 4e-3
     expected = pieces.gate_backward_reference(dy.float(), both.float())
-    for one, other in zip(kernels.gate_backward(dy, both), expected, strict=True):
+    for one, other in zip(kernels.gate_backward_(dy, both), expected, strict=True):
         assert apart(one, other) < 4e-3
 
 
@@ -72,10 +72,9 @@ def test_a_packed_pass_on_the_gpu_is_as_exact_as_autocast_and_its_recording_is_t
     from jobs.training.load import Device
     from jobs.training.loss import summed_loss
     from jobs.training.objective import Objective
-    from jobs.training.packed.model import PackedModel
     from jobs.training.packed.packs import lay_out
     from jobs.training.packed.passes import Passes
-    from tests.test_packed_loop import random_rows, with_lora
+    from tests.test_packed_loop import packed_model, random_rows, with_lora
 
     model, rows = with_lora(family).to("cuda"), random_rows(40, longest=60)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -93,17 +92,112 @@ def test_a_packed_pass_on_the_gpu_is_as_exact_as_autocast_and_its_recording_is_t
         if not parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()
     worst = max(map(apart, plain(narrow=True), exact))
-    packing = PackedModel(model, [{"params": trained}], torch.bfloat16, recomputed=0, longest=64)
+    packing = packed_model(model, torch.bfloat16)
     pack = lay_out(rows)
     objective = Objective(task("text"), None)  # type: ignore[arg-type]  # the sum of losses needs no setting
-    passes = Passes(packing, objective, Device(torch.device("cuda", 0), torch.bfloat16), [pack], 2)
+    passes = Passes(packing, [objective], Device(torch.device("cuda", 0), torch.bfloat16), [pack], 2)
     with packing.engaged():
         for _ in range(2):  # recorded, then replayed
-            packing.weights.gradients.zero_()
-            passes(pack, 1)
-            found = [packing.weights.gradient(parameter).clone() for parameter in trained]
+            packing.weights[0].gradients.zero_()
+            passes(pack, [1])
+            found = [packing.weights[0].gradient(parameter).clone() for parameter in trained]
             assert max(map(apart, found, exact)) < 1.5 * worst
     packing.release()
+
+
+@pytest.mark.parametrize(
+    "plan",
+    (
+        {"recomputed": 2},
+        {"recomputed": 3},
+        {"embedding_on_host": True},
+        {"recomputed": 3, "embedding_on_host": True, "offloaded": True},
+    ),
+)
+@pytest.mark.parametrize("family", ("mistral", "qwen3", "gemma3_text"))
+def test_a_plan_that_saves_memory_computes_the_same(family: str, plan: dict[str, Any]) -> None:
+    one, other = (bf16_gradients(family, 3, **settings) for settings in ({}, plan))
+    for mine, theirs in zip(one, other, strict=True):
+        assert apart(theirs, mine) < 1e-3
+
+
+def bf16_gradients(family: str, packs: int, **plan: Any) -> list[Any]:
+    """Of several passes one after another."""
+    from jobs.tasks import task
+    from jobs.training.load import Device
+    from jobs.training.objective import Objective
+    from jobs.training.packed.packs import lay_out
+    from jobs.training.packed.passes import Passes
+    from tests.test_packed_loop import packed_model, random_rows, with_lora
+
+    model = with_lora(family).to("cuda")
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    packing = packed_model(model, torch.bfloat16, **plan)
+    objective = Objective(task("text"), None)  # type: ignore[arg-type]
+    passes = Passes(packing, [objective], Device(torch.device("cuda", 0), torch.bfloat16), [], 2)
+    passes._sizes = None  # computed each time, not recorded
+    with packing.engaged():
+        for number in range(packs):
+            passes(lay_out(random_rows(30, seed=number, longest=60)), [1])
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = [packing.weights[0].gradient(parameter).clone() for parameter in trained]
+    packing.release()
+    return found
+
+
+def test_the_route_kernel_is_its_reference() -> None:
+    from jobs.training.packed import kernels, pieces
+
+    x = drawn(300, 96)
+    adapters = torch.randint(0, 3, (300,), device="cuda", dtype=torch.int32)
+    owners = torch.arange(3, device="cuda", dtype=torch.int32).repeat_interleave(16).repeat(2)
+    scales = torch.rand(96, device="cuda") + 0.5
+    expected = pieces.route_reference_(x.float(), adapters, owners, scales)
+    assert apart(kernels.route_(x.clone(), adapters, owners, scales), expected) < 4e-3
+
+
+@pytest.mark.parametrize("size", (576, 4096, 28_672))
+def test_rounding_to_8_bits_is_its_reference(size: int) -> None:
+    from jobs.training.packed import float8, kernels
+
+    x, factors = drawn(100, size), torch.rand(size, device="cuda") + 0.5
+    for given in (None, factors):
+        found, scales = kernels.round_rows(x, given)
+        expected, expected_scales = float8.round_rows_reference(x, given)
+        assert apart(scales, expected_scales) < 1e-6
+        assert apart(found.float(), expected.float()) < 4e-3  # a value on the edge may go either way
+    weight = float8.round_rows_reference(drawn(320, size))[0]
+    assert torch.equal(kernels.transposed(weight).view(torch.uint8), weight.t().contiguous().view(torch.uint8))
+
+
+@pytest.mark.skipif(not this_machine().fp8, reason="needs a GPU that multiplies 8-bit floats")
+def test_products_in_8_bits_are_the_rounded_ones() -> None:
+    from jobs.training.packed import float8
+
+    weight, x, dy = drawn(768, 512) * 0.02, drawn(300, 512), drawn(300, 768)
+    rounded, scales = float8.round_rows_reference(weight)
+    held = float8.Float8(rounded, scales, drawn(768))
+    on_cpu = float8.Float8(rounded.cpu(), scales.cpu(), held._bias.cpu())  # type: ignore[union-attr]
+    assert apart(held.product(x).cpu(), on_cpu.product(x.cpu())) < 1e-2
+    assert apart(held.product_back(dy).cpu(), on_cpu.product_back(dy.cpu())) < 1e-2
+    assert apart(held.product_back(dy), dy @ weight) < 5e-2
+
+
+def test_several_adapters_learn_as_one_does(tmp_path: Any) -> None:
+    """On the GPU, recorded: the curves of runs together against those of each alone, in bf16."""
+    from tests.rundirs import series, train_here
+    from tests.test_together import DIFFERENT, runs_in, together
+    from tests.tiny import build_llama
+
+    model = build_llama(tmp_path / "model")
+    kinds = tuple({**over, "training": {**over["training"], "evaluations": 1}} for over in DIFFERENT)
+    alone, shared = (runs_in(tmp_path / name, model, kinds) for name in ("alone", "shared"))
+    assert [result.state for result in together(shared)] == ["completed"] * 3
+    for one, other in zip(alone, shared, strict=True):
+        assert train_here(one).state == "completed"
+        assert series(other, "loss") == pytest.approx(series(one, "loss"), rel=2e-2)
 
 
 def drawn(*shape: int) -> Any:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from jobs.methods.targets import TargetRow
 
-Quantization = Literal["none", "int8", "nf4"]  # how the frozen base is held while training
-_HELD: dict[str, Quantization] = {"full": "none", "8-bit": "int8", "4-bit": "nf4"}
+Quantization = Literal["none", "fp8", "int8", "nf4"]  # how the frozen base is held while training
+_HELD: dict[str, Quantization] = {"full": "none", "fp8": "fp8", "8-bit": "int8", "4-bit": "nf4"}
 # New heads are trained, so they are never quantized; nor is the output head.
 _NOT_QUANTIZED = ["lm_head", "classifier", "score", "qa_outputs"]
 
@@ -111,7 +111,7 @@ class Method:
     def quantization_config(self, params: Any, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
         """How transformers should load the base; None for full precision. Imports torch."""
         held = self.quantization(params)
-        if held == "none":
+        if held in ("none", "fp8"):  # the packed loop rounds it by itself, once it is loaded
             return None
         from transformers import BitsAndBytesConfig
 
@@ -128,7 +128,7 @@ class Method:
     def prepared(self, model: PreTrainedModel, params: Any, narrow: bool = False) -> PreTrainedModel:
         """The loaded base, ready to have something put beside it: where it is quantized, the rest of it in 32 bits,
         unless it is to stay `narrow`."""
-        if self.quantization(params) == "none":
+        if self.quantization(params) in ("none", "fp8"):
             return model
         if narrow:
             model.requires_grad_(False)

@@ -27,11 +27,19 @@ SHARED = 0.7  # of the layers' inputs by themselves, where layers that read the 
 class BaseWeights(Frozen):
     """How the frozen base is held; mixed into the Params of methods that PEFT has for bitsandbytes' layers."""
 
-    base_weights: Literal["full", "8-bit", "4-bit"] = Field(
+    base_weights: Literal["full", "fp8", "8-bit", "4-bit"] = Field(
         "full",
         title="Base weights",
-        description="How the frozen base is held. On a GPU 8-bit halves its memory and 4-bit quarters it; both slower.",
-        json_schema_extra={"labels": {"full": "Full precision", "8-bit": "8-bit", "4-bit": "4-bit (NF4)"}},
+        description="How the frozen base is held. On a GPU 8-bit halves its memory and 4-bit quarters it; both slower. "
+        "8-bit floats halve it and are faster, on GPUs that multiply them (H100 and newer).",
+        json_schema_extra={
+            "labels": {
+                "full": "Full precision",
+                "fp8": "8-bit floats (fp8)",
+                "8-bit": "8-bit",
+                "4-bit": "4-bit (NF4)",
+            }
+        },
     )
     double_quantization: bool = Field(
         True,
@@ -82,7 +90,22 @@ class LayerMethod(Method):
                 f"You chose {self.label}, but it cannot work on GPT-2's layers, which keep their weights the other way "
                 "round. Choose LoRA, or another base model."
             ]
-        return target_problems(params, shape)
+        return [*self._float8_problems(params, hardware), *target_problems(params, shape)]
+
+    def _float8_problems(self, params: Any, hardware: Hardware) -> list[str]:
+        if self.quantization(params) != "fp8":
+            return []
+        if not self.packs:
+            return [
+                f"You set Base weights to 8-bit floats, which {self.label} cannot train beside. Choose another form of "
+                "the base, or LoRA."
+            ]
+        if not hardware.fp8:
+            return [
+                f"You set Base weights to 8-bit floats, which {hardware.name} does not multiply; an H100 or a newer "
+                "GPU does. Choose full precision, or 4-bit."
+            ]
+        return []
 
     def notes(self, params: Any, shape: ModelShape, hardware: Hardware) -> list[str]:
         if self.quantization(params) == "none" or hardware.device == "cuda":

@@ -1,7 +1,9 @@
-"""The training child's process: `python -m jobs.training.child RUN_DIRECTORY [ATTEMPT]`, or `--wait`.
+"""The training child's process: `python -m jobs.training.child RUN_DIRECTORY [ATTEMPT]`, or `--wait`, or
+`--together RUN_DIRECTORY ...` for runs of one base that share their steps (jobs.training.together).
 
 With --wait it does its imports first (no torch operation, nothing on a GPU), prints "ready", and waits for one line on
-its standard input: {"directory": ..., "attempt": ...}; it leaves quietly where the input ends instead. From then on it
+its standard input: {"directory": ..., "attempt": ...}, or {"together": [directories]}; it leaves quietly where the
+input ends instead. From then on it
 needs nobody: its output goes to the run's log, and its parent may die. Ends where the work begins: jobs.training.run.
 """
 
@@ -27,27 +29,39 @@ def main(arguments: list[str]) -> int:
         if not line.strip():
             return 0
         order = json.loads(line)
-        directory, attempt = Path(order["directory"]), int(order.get("attempt", 1))
+        directories = [Path(each) for each in order.get("together", [order.get("directory")])]
+        attempt = int(order.get("attempt", 1))
+    elif arguments[1:] and arguments[0] == "--together":
+        directories, attempt = [Path(each).resolve() for each in arguments[1:]], 1
     elif arguments and not arguments[0].startswith("-"):
-        directory, attempt = Path(arguments[0]).resolve(), int(arguments[1]) if arguments[1:] else 1
+        directories, attempt = [Path(arguments[0]).resolve()], int(arguments[1]) if arguments[1:] else 1
     else:
         print(__doc__, file=sys.stderr)
         return 2
-    files = RunFiles(directory)
-    _become_independent(files)
-    _take_over(files)
+    runs = [RunFiles(directory) for directory in directories]
+    _become_independent(runs[0])
+    for files in runs:
+        _take_over(files)
+    for files in runs[1:]:
+        files.log.write_text(f"Trained in the process of another run. Its log: {runs[0].log}\n", encoding="utf-8")
 
     from jobs.training.monitor import StopRequest
     from jobs.training.run import Attempt
+    from jobs.training.together import run_together
 
-    stop = StopRequest(files.stop)
+    stops = [StopRequest(files.stop) for files in runs]
 
     def on_signal(number: int, frame: object) -> None:
-        stop.signalled = True
+        for stop in stops:
+            stop.signalled = True
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    return 1 if Attempt(files, attempt, stop).run().state == "failed" else 0
+    if len(runs) == 1:
+        results = [Attempt(runs[0], attempt, stops[0]).run()]
+    else:
+        results = run_together([(files, attempt, stop) for files, stop in zip(runs, stops, strict=True)])
+    return 1 if any(result.state == "failed" for result in results) else 0
 
 
 def _import_everything() -> None:

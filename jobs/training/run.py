@@ -5,14 +5,15 @@ Ends where the process begins: arguments, signals and the hand-over are jobs.tra
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import itertools
 import logging
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,14 +54,36 @@ class _Stopped(Exception):
     """Asked to stop before the first step."""
 
 
+LoadModel = Callable[..., tuple[Any, tuple[str, ...]]]  # load.load_model, or what does as much
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run that waits for its loop."""
+
+    job: Job
+    monitor: Monitor
+    choice: loops.Choice
+    steps_left: bool
+
+
 class Attempt:
     """Prepares, trains, finishes. What it knows when something goes wrong is what the result can say."""
 
-    def __init__(self, files: RunFiles, number: int, stop: StopRequest, loop: TrainingLoop | None = None) -> None:
+    def __init__(
+        self,
+        files: RunFiles,
+        number: int,
+        stop: StopRequest,
+        loop: TrainingLoop | None = None,
+        load_model: LoadModel = load.load_model,
+    ) -> None:
+        self.result: Result | None = None  # once it has ended
         self._files = files
         self._number = number
         self._stop = stop
         self._loop = loop
+        self._load_model = load_model
         self._begin = time.monotonic()
         self._events = EventLog(files.events)
         self._spec: RunSpec | None = None
@@ -72,8 +95,36 @@ class Attempt:
 
     def run(self) -> Result:
         """Never raises: whatever happens is the result, and result.json is the last thing written."""
+        with self.prepared() as ready:
+            if ready:
+                loop = self._loop or _loop(ready.choice.loop)
+                loop(ready.job, ready.monitor)
+        assert self.result
+        return self.result
+
+    @contextlib.contextmanager
+    def prepared(self) -> Iterator[Ready | None]:
+        """What is to be trained in the body; None where there is nothing, because it was all done before, or went
+        wrong. What goes wrong in the body is the result, too."""
+        ready: Ready | None = None
         try:
-            monitor = self._train()
+            ready = self._ready()
+            ready = ready if ready.steps_left else None
+        except BaseException as error:
+            self._conclude(error)
+        try:
+            yield ready
+            if not self.result:
+                self._conclude(None)
+        except BaseException as error:
+            self._conclude(error)
+
+    def _conclude(self, error: BaseException | None) -> None:
+        try:
+            if error:
+                raise error
+            monitor = self._monitor
+            assert monitor
             self._say("Saving the adapter")
             kept = self._publish(monitor.adapter_step)
             result = self._result("stopped" if monitor.ended is Ended.STOPPED else "completed", _why(monitor), kept)
@@ -82,15 +133,15 @@ class Attempt:
         except BaseException as error:
             traceback.print_exc()
             result = self._result("failed", self._reason(error), self._publish_earlier())
+        self.result = result
         if result.reason:
             logger.info("%s: %s", result.state.capitalize(), result.reason)
         try:
             write_whole(self._files.result, result.model_dump_json())
         except OSError:  # a full disk: the worker finds an ended child without a result and reads the log
             traceback.print_exc()
-        return result
 
-    def _train(self) -> Monitor:
+    def _ready(self) -> Ready:
         files = self._files
         spec = self._spec = _read_spec(files.spec)
         checkpoints = self._checkpoints = Checkpoints(files.checkpoints)
@@ -111,11 +162,10 @@ class Attempt:
                 packages=_packages(),
             )
         )
-        if job.progress.step < job.total_steps and not self._early_before(job):
+        ready = Ready(job, monitor, choice, not self._early_before(job) and job.progress.step < job.total_steps)
+        if ready.steps_left:
             self._give_up_if_asked()
-            loop = self._loop or _loop(choice.loop)
-            loop(job, monitor)
-        return monitor
+        return ready
 
     def _prepare(self, spec: RunSpec, checkpoints: Checkpoints) -> tuple[Job, FixedPrompts, int, loops.Choice]:
         import torch
@@ -142,7 +192,7 @@ class Attempt:
         newest = checkpoints.newest()
         self._say(f"Loading {spec.base_model.name}")
         set_seed(spec.training.seed)  # a new head is drawn at random
-        model, new = load.load_model(
+        model, new = self._load_model(
             spec.base_model,
             task.auto_class,
             task.head_config(setting),
@@ -274,6 +324,8 @@ class Attempt:
         """The loop of this attempt. A resumed run goes on in the loop that wrote its checkpoint."""
         compute = f"{device.name.type} {str(device.dtype).removeprefix('torch.')}"
         choice = loops.choose(spec.training, task, method, params, model.config.model_type, compute)
+        if forbidden := loops.problem(choice, method, params):
+            raise UserError(forbidden)
         if newest is None:
             return choice
         begun: loops.LoopName = "packed" if (newest.state / loops.PACKED_STATE).is_file() else "plain"

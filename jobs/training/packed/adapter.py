@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 
 from jobs.errors import UserError
 from jobs.loops import PACKED_STATE
+from jobs.training.failures import LossIsNotANumber
 from jobs.training.loop import Job
 from jobs.training.monitor import Monitor
 from jobs.training.packed.model import flat_weights
@@ -59,7 +62,7 @@ class Adapter:
         self._begun = False
         if job.state:
             self._restore(job.state)
-        self.rows = step_rows(job.train, job.spec.training, job.total_steps, job.progress.step)
+        self.rows: Iterator[list[Row]] = step_rows(job.train, job.spec.training, job.total_steps, job.progress.step)
 
     @property
     def steps_left(self) -> int:
@@ -71,14 +74,25 @@ class Adapter:
             self._begun = True
             self.monitor.begin()
 
-    def step(self) -> torch.Tensor:
-        """Take it with the gradients that were found: their length, a scalar on the device."""
+    def clip(self) -> torch.Tensor:
+        """The length of the gradients that were found, a scalar on the device; what is too long is shortened."""
+        return self.weights.clip(self.job.spec.training.max_grad_norm)
+
+    def step(self) -> None:
+        """Take it with these gradients."""
         self._rate = float(self._schedule.get_last_lr()[0])
-        norm = self.weights.clip(self.job.spec.training.max_grad_norm)
         self._optimizer.step()
         self._schedule.step()
         self._number += 1
-        return norm
+
+    def take_back(self, rows: list[Row]) -> None:
+        """The step over these rows was not taken: they are the next one's."""
+        self.weights.gradients.zero_()
+        self.rows = itertools.chain([rows], self.rows)
+
+    def break_off(self) -> None:
+        """The step that was begun brought numbers that are none: the run ends."""
+        self.ended, self.error = True, LossIsNotANumber(self._number + 1)
 
     def tell(self, rows: list[Row], found: torch.Tensor, arrived: torch.cuda.Event | None) -> None:
         """Of the step that was taken over `rows`; `found` and `arrived` as a _Step has them. While the device is busy

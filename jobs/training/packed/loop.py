@@ -69,9 +69,13 @@ class _Crew:
         while not any(adapter.ended for adapter in self._adapters):
             rows = [next(adapter.rows) for adapter in self._adapters]
             losses = self._gradients(rows)
-            norms = [adapter.step() for adapter in self._adapters]
+            norms = torch.stack([adapter.clip() for adapter in self._adapters])
+            if len(rows) > 1 and self._one_breaks_off(losses, norms, rows):
+                return
+            for adapter in self._adapters:
+                adapter.step()
             self._model.leaves.stepped()
-            found, arrived = torch.cat((losses, torch.stack(norms))), None
+            found, arrived = torch.cat((losses, norms)), None
             if self._device.is_cuda:
                 host = torch.empty(len(found), pin_memory=True)
                 host.copy_(found, non_blocking=True)
@@ -82,6 +86,30 @@ class _Crew:
 
     def release(self) -> None:
         self._model.release()
+
+    def _one_breaks_off(self, losses: torch.Tensor, norms: torch.Tensor, rows: Sequence[list[Row]]) -> bool:
+        """One adapter's numbers that are none reach the others' gradients, since 0 times one is none either: it goes,
+        and the others take the step again without it. Waits for the device."""
+        if bool(torch.isfinite(losses + norms).all()):
+            return False
+        broken = (~torch.isfinite(losses)).nonzero().flatten().tolist() or self._broken_alone(rows)
+        for place, adapter in enumerate(self._adapters):
+            if place in broken:
+                adapter.break_off()
+            else:
+                adapter.take_back(rows[place])
+        return True
+
+    def _broken_alone(self, rows: Sequence[list[Row]]) -> list[int]:
+        """Whose gradients are no numbers, where all losses are: each is tried by itself. All, where it is nobody's."""
+        found = []
+        for place, adapter in enumerate(self._adapters):
+            for other in self._adapters:
+                other.weights.gradients.zero_()
+            self._gradients([own if other == place else [] for other, own in enumerate(rows)])
+            if not bool(torch.isfinite(adapter.weights.gradients).all()):
+                found.append(place)
+        return found or list(range(len(rows)))
 
     def _set_up(self, plan: MemoryPlan) -> None:
         self._plan = plan
