@@ -16,7 +16,15 @@ from jobs.hardware import Hardware
 from jobs.memory import packed as packed_loop
 from jobs.memory import plain as plain_loop
 from jobs.memory.kept import FP32, Case, Lengths
-from jobs.memory.plan import MemoryPlan, first_that_fits, packed_plans, plain_plans, tighter
+from jobs.memory.plan import (
+    MemoryPlan,
+    first_that_fits,
+    packed_cost,
+    packed_plans,
+    plain_cost,
+    plain_plans,
+    tighter,
+)
 from jobs.shape import ModelShape
 from jobs.spec import TrainingParams
 
@@ -132,6 +140,10 @@ class Planner:
     def tighter(self, plan: MemoryPlan) -> MemoryPlan | None:
         """What to try where `plan` needed more than there is; None where nothing needs less."""
         return tighter(self._plans, self._total, plan)
+
+    def cost(self, plan: MemoryPlan) -> float:
+        """What a step costs with this plan, to compare it with others of as many rows a step."""
+        return packed_cost(self._case, plan) if self._packed else plain_cost(self._case, plan)
 
     def of(self, plan: MemoryPlan) -> Estimate:
         """The peak with this plan."""

@@ -17,6 +17,7 @@ LAUNCH_BOUND = 2.5e13  # operations of a forward pass: fewer are computed in les
 # Tokens of one batch of an evaluation, which makes all its logits: a micro-batch that the packed loop trains chunk by
 # chunk would be far too much.
 EVALUATED_AT_ONCE = 2_048
+WIDENED = 256  # tokens of it whose logits are in 32 bits at once
 
 _HEAD_NORMS = ("qwen3", "gemma3_text")  # queries and keys are normed, head by head
 _FOUR_NORMS = ("gemma2", "gemma3_text")  # before and after attention and MLP
@@ -75,12 +76,13 @@ def _unpacked(case: Case) -> int:
 
 
 def _evaluated(case: Case) -> int:
-    """Bytes of an evaluation, in which nothing is kept but all logits are made: narrow, widened, their logarithms."""
+    """Bytes of an evaluation, in which nothing is kept but all logits are made; of some at a time also widened, and
+    their logarithms."""
     if not case.training.validation_percent:
         return 0
     row = case.longest * case.sequences
     tokens = max(row, min(EVALUATED_AT_ONCE, case.training.batch_size * row))
-    return tokens * case.shape.vocab_size * (case.width + 2 * FP32)
+    return (tokens * case.width + min(tokens, WIDENED) * 2 * FP32) * case.shape.vocab_size
 
 
 def recorded(case: Case, plan: MemoryPlan) -> bool:

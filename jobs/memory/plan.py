@@ -34,11 +34,11 @@ class MemoryPlan(Frozen):
         said = []
         if self.recomputed:
             many = "all layers are" if self.recomputed >= layers else f"{self.recomputed} of {layers} layers are"
-            said.append(f"{many} computed again on the way back")
+            said.append(f"{many} computed twice")
         if self.offloaded:
-            said.append("what they start from waits in the host's memory")
+            said.append("what goes into them waits in the computer's memory")
         if self.embedding_on_host:
-            said.append("the embeddings lie in the host's memory")
+            said.append("the embeddings lie in the computer's memory")
         return f"To save memory, {', '.join(said)}." if said else ""
 
 
@@ -48,7 +48,7 @@ def plain_plans(case: Case) -> Iterator[MemoryPlan]:
     if recompute != "on":
         yield MemoryPlan()
     if recompute == "on" or (recompute == "auto" and case.method.recomputes):
-        yield MemoryPlan(recomputed=case.layers)
+        yield MemoryPlan(recomputed=max(case.layers, case.shape.layers))
 
 
 def packed_plans(case: Case) -> list[MemoryPlan]:
@@ -70,7 +70,7 @@ def packed_plans(case: Case) -> list[MemoryPlan]:
             MemoryPlan(pack_tokens=tokens, recomputed=layers, embedding_on_host=can_move, offloaded=True)
             for tokens in _capacities(case)
         ]
-    return sorted(found, key=lambda plan: _cost(case, plan))
+    return sorted(found, key=lambda plan: packed_cost(case, plan))
 
 
 def first_that_fits(plans: list[MemoryPlan], needs: Callable[[MemoryPlan], int], budget: int) -> MemoryPlan:
@@ -99,8 +99,14 @@ def _capacities(case: Case) -> list[int]:
     return list(dict.fromkeys([case.most_pack_tokens, *found[1:], case.row_tokens]))
 
 
-def _cost(case: Case, plan: MemoryPlan) -> float:
-    """What a step costs, in tokens."""
+def plain_cost(case: Case, plan: MemoryPlan) -> float:
+    """What a step costs, in tokens; padding is not among them."""
+    passes = case.training.gradient_accumulation * _A_PASS[case.quantization]
+    return case.step_tokens * (1 + (_AGAIN if plan.recomputed else 0)) + passes
+
+
+def packed_cost(case: Case, plan: MemoryPlan) -> float:
+    """The same in the packed loop."""
     tokens = case.step_tokens
     passes = math.ceil(tokens / max(case.pack_tokens(plan), 1))
     again = (_AGAIN_FUSED if case.fused else _AGAIN) * plan.recomputed / max(case.layers, 1)

@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.data.columns import Mapping
 from jobs.hardware import Hardware
-from jobs.memory.estimate import Estimate
+from jobs.memory.estimate import Estimate, budget
 from jobs.methods.base import Method
 from jobs.service.choices import task_problem
 from jobs.service.datasets import DatasetView, Preflight
@@ -50,8 +50,8 @@ def problems_together(parts: Parts, hardware: Hardware) -> Iterator[str]:
         yield from refused or method.check(parts.method_params, base.shape, hardware)
     if parts.training and parts.training.recompute == "on" and method and not method.recomputes:
         yield (
-            f"You set Recompute activations, but {method.label} cannot train with it: what is recomputed would not "
-            "see the prefix. Turn it off, or choose another method."
+            f"You set Recompute activations to Always, but {method.label} cannot train with it: what is recomputed would "
+            "not see the prefix. Choose As needed, or another method."
         )
     if parts.training and parts.training.paged_moments and hardware.device != "cuda":
         yield (
@@ -132,10 +132,13 @@ def notes_together(parts: Parts, check: Preflight | None, head: int | None, hard
         yield f"The model gets a new head of {head:,} parameters, trained along with any method."
 
 
-def does_not_fit(needs: Estimate, hardware: Hardware) -> str:
+def does_not_fit(needs: Estimate, hardware: Hardware, training: TrainingParams) -> str:
     """How much is missing, and what would help."""
+    most = max(0, budget(hardware, training))
+    there_is = f"{most / 1e9:,.1f} GB are free on {hardware.name}: it will probably run out of memory"
+    if most < budget(hardware, TrainingParams()):
+        there_is = f"you set Memory limit to {training.memory_limit_gb:g} GB: raise it, or let the run need less"
     return (
-        f"This needs about {needs.total / 1e9:,.1f} GB, and {hardware.memory_free / 1e9:,.1f} GB are free on "
-        f"{hardware.name}: it will probably run out of memory. Press Fit it for me, which changes first what costs no "
-        "quality, or choose a smaller base model."
+        f"This needs about {needs.total / 1e9:,.1f} GB of memory, and {there_is}. Press Fit it for me, which changes "
+        "first what costs no quality, or choose a smaller base model."
     )

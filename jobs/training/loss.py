@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from jobs.memory.packed import WIDENED
 from jobs.training.data import IGNORED
 
 if TYPE_CHECKING:
@@ -51,13 +52,20 @@ def right_tokens(logits: torch.Tensor, targets: torch.Tensor) -> list[int]:
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The cross entropy of each token, 0 where it is not trained: [rows, tokens], in 32 bits."""
+    """The cross entropy of each token, 0 where it is not trained: [rows, tokens], in 32 bits.
+
+    Where nothing is trained only a few tokens' logits are widened at a time: all of them would be what a run needs at
+    its peak."""
     import torch
 
-    losses = torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return losses.view(targets.shape)
+    flat, wanted = logits.flatten(0, 1), targets.flatten()
+    size = max(len(flat), 1) if torch.is_grad_enabled() else WIDENED
+    parts = zip(flat.split(size), wanted.split(size), strict=True)
+    losses = [
+        torch.nn.functional.cross_entropy(part.float(), right, ignore_index=IGNORED, reduction="none")
+        for part, right in parts
+    ]
+    return torch.cat(losses).view(targets.shape)
 
 
 def virtual_tokens(model: Any) -> int:

@@ -132,15 +132,22 @@ class PackedModel:
 
     def _forwards_of(self, models: Sequence[Any], plan: MemoryPlan) -> list[Callable[..., Any]]:
         found: list[Callable[..., Any]] = []
+        again = self._recomputed(plan)
         host = HostMemory() if plan.offloaded and self._fuses else None
         if self._fuses:
             for index, fused in enumerate(fused_layers([_parts(model)[1] for model in models], self.leaves)):
-                found.append(Recomputed(fused, host) if index < plan.recomputed else fused)
+                found.append(Recomputed(fused, host) if index in again else fused)
             return found
-        again = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=self._random)
+        through = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=self._random)
         for index, layer in enumerate(self._decoder.layers):
-            found.append(functools.partial(again, layer.forward) if index < plan.recomputed else layer.forward)
+            found.append(functools.partial(through, layer.forward) if index in again else layer.forward)
         return found
+
+    def _recomputed(self, plan: MemoryPlan) -> range:
+        """The layers that are, from the first that the way back reaches: those before it keep nothing anyway."""
+        trained = (any(each.requires_grad for each in layer.parameters()) for layer in self._decoder.layers)
+        first = next((index for index, found in enumerate(trained) if found), 0)
+        return range(first, first + plan.recomputed)
 
     @property
     def _random(self) -> bool:
