@@ -1,8 +1,10 @@
 """Settings that fit the free memory: what to change of a run that does not, and what each change costs.
 
-What costs no quality goes first: fewer rows at once with as many a step, then recomputation, then the optimizer's
-numbers in 8 bits, then a base in fewer bits, then rows no longer than nearly all of them are, and a smaller rank at the
-very end. Ends at settings and sentences: it starts nothing, and estimates with jobs.memory.estimate alone.
+A run already arranges itself in the memory there is (jobs.memory.plan): what is changed here is what its settings
+forbid it, or what no arrangement saves. What costs no quality goes first: fewer rows at once with as many a step, then
+recomputation where it was forbidden, then the optimizer's numbers in 8 bits, then a base in fewer bits, then rows no
+longer than nearly all of them are, and a smaller rank at the very end. Ends at settings and sentences: it starts
+nothing, and estimates with jobs.memory.estimate alone.
 """
 
 from __future__ import annotations
@@ -58,6 +60,9 @@ class Run:
 
     def planned(self, hardware: Hardware) -> tuple[MemoryPlan, Estimate]:
         """How it would go about the memory there is, and what that comes to."""
+        return self.planner(hardware).planned()
+
+    def planner(self, hardware: Hardware) -> Planner:
         sequences, lengths = self.task.sequences, self.lengths
         if lengths and lengths.longest > self.training.max_length:  # a shorter maximum cuts the mean, too
             longest = self.training.max_length
@@ -67,7 +72,7 @@ class Run:
         loop = self.choice(hardware).loop
         return Planner(
             self.trained, self.method, self.params, self.training, hardware, lengths, sequences, self.head, loop
-        ).planned()
+        )
 
 
 class Fitted(Frozen):
@@ -92,16 +97,19 @@ def fit(run: Run, hardware: Hardware) -> Fitted:
         changed = _changed(run, rank | weight, {**length, **moment, **recompute}, hardware)
         if changed is None:
             continue
-        batches = list(_batches(run.training))
-        smallest = _rows_at_once(changed, batches[-1])
-        needs = smallest.needs(hardware)
-        least = min(least, needs, key=lambda each: each.total)
-        if not fits(needs, hardware, run.training):
-            continue
-        for batch in batches:
+        fitting: list[tuple[float, Run, Estimate]] = []
+        for batch in _batches(run.training):
             found = _rows_at_once(changed, batch)
-            if fits(needs := found.needs(hardware), hardware, run.training):
-                return _answer(run, found, hardware, needs)
+            planner = found.planner(hardware)
+            plan, needs = planner.planned()
+            least = min(least, needs, key=lambda each: each.total)
+            if fits(needs, hardware, run.training):
+                fitting.append((planner.cost(plan), found, needs))
+        if fitting:
+            # The packed loop makes packs of its own; the plain one is faster with fewer rows than with recomputation.
+            packed = run.choice(hardware).loop == "packed"
+            _, found, needs = fitting[0] if packed else min(fitting, key=lambda each: each[0])
+            return _answer(run, found, hardware, needs)
     return _answer(run, run, hardware, least)
 
 
@@ -133,7 +141,7 @@ def _weights(run: Run, hardware: Hardware) -> list[dict[str, Any]]:
     """How the base may be held. On a CPU fewer bits save nothing."""
     if hardware.device != "cuda" or getattr(run.params, "base_weights", None) is None:
         return [{}]
-    order = ["full", "8-bit", "4-bit"]
+    order = ["full", *(["fp8"] if hardware.fp8 or run.params.base_weights == "fp8" else []), "8-bit", "4-bit"]
     return [{}, *({"base_weights": held} for held in order[order.index(run.params.base_weights) + 1 :])]
 
 
@@ -195,17 +203,21 @@ def _sentences(before: Run, after: Run) -> Iterator[str]:
         rows = new.batch_size * new.gradient_accumulation
         yield (
             f"Micro-batch from {old.batch_size} to {new.batch_size} and Gradient accumulation from "
-            f"{old.gradient_accumulation} to {new.gradient_accumulation}: still {rows:,} rows a step, so it learns the "
-            "same, in more and smaller passes."
+            f"{old.gradient_accumulation} to {new.gradient_accumulation}: still {rows:,} rows a step, fewer of them at "
+            "once, so it learns the same, in more and smaller passes."
         )
     if new.recompute != old.recompute:
-        yield "Recompute activations as needed: it learns the same, at most a third slower."
+        yield "Recompute activations from Never to As needed: it learns the same, at most a third slower."
     if new.optimizer != old.optimizer:
         yield "Optimizer in 8 bits: a quarter of its memory, and it learns nearly the same."
     held = getattr(after.params, "base_weights", "full")
     if held != getattr(before.params, "base_weights", "full"):
-        saved = {"8-bit": "8 bits: half of their memory", "4-bit": "4 bits: a quarter of their memory"}[held]
-        yield f"Base weights in {saved}, nearly the same quality, somewhat slower."
+        saved = {
+            "fp8": "8-bit floats: half of their memory, nearly the same quality, and faster",
+            "8-bit": "8 bits: half of their memory, nearly the same quality, somewhat slower",
+            "4-bit": "4 bits: a quarter of their memory, nearly the same quality, somewhat slower",
+        }[held]
+        yield f"Base weights in {saved}."
     if new.max_length != old.max_length:
         cut = before.lengths and new.max_length < before.lengths.longest
         why = "of 100 rows about one is longer and loses its end" if cut else "the longest row has no more"

@@ -43,19 +43,20 @@ def summary_html(plan: Plan, model: BaseModelView, dataset: str, method: str) ->
 
 
 def memory_html(plan: Plan) -> str:
-    """The estimate, part by part, against what is free."""
+    """The estimate, part by part, against what the run may take."""
     needs = plan.estimate
     if needs is None:
         return ""
     whole = max(needs.total, plan.free_memory) or 1
     parts = _parts(needs)
+    there_is = "allowed" if plan.memory_limited else "free"
     bar = "".join(
         f'<i class="part-{name}" style="width:{100 * size / whole:.2f}%" title="{escape(LABELS[name])}: '
         f'{bytes_text(size)}"></i>'
         for name, size in parts
     )
     limit = (
-        f'<b style="left:{100 * plan.free_memory / whole:.2f}%" title="free memory"></b>'
+        f'<b style="left:{100 * plan.free_memory / whole:.2f}%" title="{there_is}"></b>'
         if needs.total > plan.free_memory
         else ""
     )
@@ -67,7 +68,7 @@ def memory_html(plan: Plan) -> str:
     kind = {True: "good", False: "bad", None: "info"}[plan.fits]
     return (
         f'<div class="memory"><div class="memory-words"><span class="badge {kind}">{verdict}</span>'
-        f"<span><strong>{bytes_text(needs.total)}</strong> of {bytes_text(plan.free_memory)} free</span></div>"
+        f"<span><strong>{bytes_text(needs.total)}</strong> of {bytes_text(plan.free_memory)} {there_is}</span></div>"
         f'<div class="memory-bar">{bar}{limit}</div>'
         f"<details><summary>Where the memory goes</summary><ul>{legend}</ul>"
         f'<p class="hint">Peak, estimated for {escape(plan.device)}. The run measures it.</p></details></div>'

@@ -50,8 +50,8 @@ def problems_together(parts: Parts, hardware: Hardware) -> Iterator[str]:
         yield from refused or method.check(parts.method_params, base.shape, hardware)
     if parts.training and parts.training.recompute == "on" and method and not method.recomputes:
         yield (
-            f"You set Recompute activations to Always, but {method.label} cannot train with it: what is recomputed would "
-            "not see the prefix. Choose As needed, or another method."
+            f"You set Recompute activations to Always, but {method.label} cannot train with it: what is recomputed "
+            "would not see the prefix. Choose As needed, or another method."
         )
     if parts.training and parts.training.paged_moments and hardware.device != "cuda":
         yield (

@@ -12,8 +12,8 @@ from jobs.fields import problems_of
 from jobs.fitting import Fitted, Run, fit
 from jobs.frozen import Frozen
 from jobs.hardware import this_machine
-from jobs.loops import Choice
-from jobs.memory.estimate import Estimate, fits
+from jobs.loops import Choice, problem
+from jobs.memory.estimate import Estimate, budget, fits
 from jobs.memory.kept import Lengths
 from jobs.methods import method as find_method
 from jobs.pace import tokens_seen
@@ -63,7 +63,8 @@ class Plan(Frozen):
     loop: Choice | None  # which will train it, and why
     estimate: Estimate | None
     fits: bool | None  # None: cannot be said
-    free_memory: int  # bytes
+    free_memory: int  # bytes that the run may take
+    memory_limited: bool  # because the settings say so; else it is what is free
     device: str  # "NVIDIA H100", "AMD EPYC"
     trainable_parameters: int | None
     trainable_percent: float | None
@@ -194,10 +195,12 @@ class Planning:
         loop = None
         if run := self._run(parts, check):
             memory_plan, needs = run.planned(hardware)
+            if forbidden := problem(run.choice(hardware), run.method, run.params):
+                problems.append(forbidden)
             loop = run.choice(hardware).with_plan(memory_plan, run.trained.layers)
             enough = fits(needs, hardware, run.training)
             if not enough:
-                notes.append(does_not_fit(needs, hardware))
+                notes.append(does_not_fit(needs, hardware, run.training))
         spec = None
         if not problems and base and dataset and mapping and training and method and method_params and task_params:
             spec = RunSpec(
@@ -234,6 +237,7 @@ class Planning:
                 "method_params": run.params.model_dump(),
             }
             seconds = self._paces.seconds(base.id, loop.loop, hardware, draft.method, settings, tokens)
+        may_take = max(0, budget(hardware, training or TrainingParams()))
         return Plan(
             spec=spec,
             problems=tuple(problems),
@@ -241,7 +245,8 @@ class Planning:
             loop=loop,
             estimate=needs,
             fits=enough,
-            free_memory=hardware.memory_free,
+            free_memory=may_take,
+            memory_limited=may_take < max(0, budget(hardware, TrainingParams())),
             device=hardware.name,
             trainable_parameters=trainable,
             trainable_percent=share(trainable, base.shape) if base and trainable else None,
