@@ -149,8 +149,8 @@ def test_a_more_thorough_preset_takes_more_steps_and_quick_never_many(rows: int)
 def test_what_a_method_cannot_train_with_is_told(service: Service, draft: Draft) -> None:
     prefix = draft.model_copy(update={"method": "prefix-tuning", "method_params": {"tokens": 30}})
     assert service.planning.plan(changed(prefix, max_length=256)).problems == ()
-    (problem,) = service.planning.plan(changed(prefix, max_length=256, recompute=True)).problems
-    assert "You set Recompute activations, but Prefix tuning cannot train with it" in problem
+    (problem,) = service.planning.plan(changed(prefix, max_length=256, recompute="on")).problems
+    assert "You set Recompute activations to Always, but Prefix tuning cannot train with it" in problem
     (problem,) = service.planning.plan(changed(prefix, max_length=500)).problems
     assert "at most 512 tokens, and Prefix tuning takes 30 of them" in problem
 
@@ -222,11 +222,11 @@ def test_the_time_comes_from_the_most_alike_of_the_earlier_runs_here(service: Se
     ended_run(service, draft, seconds_a_step=9.0, loop="plain")
     assert service.planning.plan(draft, check).seconds is None, "nothing like it is known"
     ended_run(service, draft, seconds_a_step=2.0)
-    ended_run(service, changed(draft, recompute=True), seconds_a_step=4.0)
+    ended_run(service, changed(draft, recompute="on"), seconds_a_step=4.0)
     plan = service.planning.plan(draft, check)
     # 18 rows 24 times (120 steps of 5 an epoch), of 100 tokens each, at 50 tokens a second.
     assert plan.seconds == pytest.approx(18 * 24 * 100 / 50 + 12)
-    slower = service.planning.plan(changed(draft, recompute=True), check).seconds
+    slower = service.planning.plan(changed(draft, recompute="on"), check).seconds
     assert slower == pytest.approx(18 * 24 * 100 / 25 + 12)
     assert service.planning.plan(draft).seconds is None, "rows that nobody has counted take nobody knows how long"
 
@@ -239,7 +239,7 @@ def test_the_plan_says_which_loop_will_train_and_estimates_that_one(service: Ser
 
 
 def test_a_draft_is_fitted_by_its_checked_rows(service: Service, draft: Draft, monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = changed(draft, batch_size=64, max_length=512)
+    wide = changed(draft, batch_size=64, max_length=512, recompute="off", loop="plain")
     check = preflight(rows=20, good_rows=20, tokens=9_000, longest=500, p99=480, spread=20.0)
     plan = service.planning.plan(wide, check)
     assert plan.estimate and plan.fits
@@ -252,3 +252,43 @@ def test_a_draft_is_fitted_by_its_checked_rows(service: Service, draft: Draft, m
     assert service.planning.plan(fitted, check).problems == ()
     with pytest.raises(UserError, match="Micro-batch"):
         service.planning.fit(changed(draft, batch_size=0))
+
+
+def test_a_run_arranges_itself_in_the_memory_there_is_and_says_how(
+    service: Service, draft: Draft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide, check = (
+        changed(draft, batch_size=64, max_length=512),
+        preflight(rows=20, good_rows=20, tokens=9_000, longest=500, p99=480, spread=20.0),
+    )
+    roomy = service.planning.plan(wide, check)
+    assert roomy.estimate and roomy.fits and roomy.loop and "To save memory" not in roomy.loop.why
+    least = service.planning.plan(changed(wide, memory_limit_gb=0.1), check)
+    assert least.estimate and least.fits is False and least.loop
+    assert "To save memory, all layers are computed twice." in least.loop.why
+    between = (roomy.estimate.total + least.estimate.total) // 2
+    short = this_machine().model_copy(update={"memory_free": between})
+    monkeypatch.setattr("jobs.service.planning.this_machine", lambda: short)
+    arranged = service.planning.plan(wide, check)
+    assert arranged.fits and arranged.estimate and arranged.loop
+    assert least.estimate.total <= arranged.estimate.total <= between < roomy.estimate.total
+    never = service.planning.plan(changed(wide, recompute="off"), check)
+    assert never.loop and "computed twice" not in never.loop.why
+
+
+def test_a_memory_limit_is_what_the_run_may_take(service: Service, draft: Draft) -> None:
+    free = service.planning.plan(draft)
+    assert free.fits and not free.memory_limited
+    limited = service.planning.plan(changed(draft, memory_limit_gb=0.1))
+    assert limited.fits is False and limited.memory_limited and limited.free_memory == 100_000_000
+    (note,) = [note for note in limited.notes if "memory" in note]
+    assert "you set Memory limit to 0.1 GB" in note and "are free on" not in note
+    beyond = service.planning.plan(changed(draft, memory_limit_gb=9_000))
+    assert not beyond.memory_limited and beyond.free_memory > 100_000_000
+
+
+def test_recomputation_of_earlier_versions_is_understood(service: Service, draft: Draft) -> None:
+    """It was switched on or off: who switched it off had no wish to forbid it."""
+    for earlier, now in ((True, "on"), (False, "auto")):
+        spec = service.planning.plan(changed(draft, recompute=earlier)).spec
+        assert spec and spec.training.recompute == now
