@@ -95,7 +95,7 @@ def test_qlora_learns_on_a_cpu_in_full_precision(tmp_path: Path, tiny_llama: Pat
 @pytest.mark.parametrize("family", ["gpt2", "gemma3"])
 def test_other_architectures_train_too(family: str, tmp_path: Path) -> None:
     files = make_run(
-        tmp_path / "run", build(family, tmp_path / family), prompts=("Where is ship 3?",), training={"recompute": True}
+        tmp_path / "run", build(family, tmp_path / family), prompts=("Where is ship 3?",), training={"recompute": "on"}
     )
     end = train_here(files)
     assert (end.state, end.reason) == ("completed", None)

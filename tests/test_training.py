@@ -184,7 +184,7 @@ def test_the_untrained_model_is_measured_once_and_not_where_that_costs_much(tmp_
 
 
 def test_without_validation_the_last_step_is_the_adapter(tmp_path: Path, tiny_llama: Path) -> None:
-    files = make_run(tmp_path / "run", tiny_llama, training={"validation_percent": 0, "recompute": True})
+    files = make_run(tmp_path / "run", tiny_llama, training={"validation_percent": 0, "recompute": "on"})
     end = train_here(files)
     assert (end.state, end.best_step, end.adapter_step) == ("completed", None, 12)
     assert series(files, "eval_loss") == {}
@@ -303,7 +303,7 @@ def test_running_out_of_memory_names_the_step_and_the_settings_that_help(tmp_pat
     end = Attempt(files, 1, StopRequest(files.stop), takes_too_much).run()
     assert (end.state, end.step, end.adapter_step) == ("failed", 2, None)
     assert end.reason == (
-        "Ran out of memory at step 3. Lower Micro-batch or Maximum length, or turn on Recompute activations."
+        "Ran out of memory at step 3. Lower Micro-batch or Maximum length, or set Recompute activations to As needed."
     )
 
 

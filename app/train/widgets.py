@@ -139,7 +139,7 @@ class Widgets:
     def version(self) -> str:
         """Another one where `inputs` mean something else: what a browser remembers of an earlier Graft is void."""
         kinds: list[type[BaseModel]] = [TrainingParams, *_params(self.methods).values(), *_params(self.tasks).values()]
-        said = json.dumps([kind.model_json_schema() for kind in kinds], sort_keys=True)
+        said = json.dumps([kind.model_json_schema() for kind in kinds])  # the order of the settings counts, too
         return hashlib.sha256(said.encode()).hexdigest()[:12]
 
     def settings(self, values: Sequence[Any]) -> Settings:

@@ -86,9 +86,10 @@ def first_that_fits(plans: list[MemoryPlan], needs: Callable[[MemoryPlan], int],
 
 
 def tighter(plans: list[MemoryPlan], needs: Callable[[MemoryPlan], int], plan: MemoryPlan) -> MemoryPlan | None:
-    """The fastest that needs a tenth less than `plan`; None where there is none."""
-    most = 0.9 * needs(plan)
-    return next((other for other in plans if needs(other) <= most), None)
+    """The fastest that needs a tenth less than `plan`; else the most saving; None where that is what was tried."""
+    now = needs(plan)
+    least = min(plans, key=needs)
+    return next((other for other in plans if needs(other) <= 0.9 * now), least if needs(least) < now else None)
 
 
 def _capacities(case: Case) -> list[int]:

@@ -12,7 +12,7 @@ from jobs.errors import UserError
 if TYPE_CHECKING:
     from jobs.spec import BaseModelRef
 
-_SMALLER = "Lower Micro-batch or Maximum length, or turn on Recompute activations."
+_SMALLER = "Lower Micro-batch or Maximum length, or set Recompute activations to As needed."
 
 
 class LossIsNotANumber(UserError):

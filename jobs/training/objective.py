@@ -52,6 +52,10 @@ class Objective:
         follows = self._step if self.task.follows_steps else None
         return self.task.packed_loss(losses, texts, rows, self.setting, follows)
 
+    def forget_step(self) -> None:
+        """What `loss` was given since `step_values` was asked is computed once more."""
+        self._step.clear()
+
     def step_values(self) -> dict[str, float]:
         """The task's measures of the rows that `loss` was given since it was last asked."""
         values = self.task.step_values(self._step) if self._step else {}

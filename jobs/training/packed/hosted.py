@@ -33,8 +33,12 @@ def can_move(decoder: Any, head: torch.Tensor) -> bool:
     return type(embedding) is torch.nn.Embedding and embedding.weight.data_ptr() != head.data_ptr()
 
 
+def is_moved(decoder: Any) -> bool:
+    return isinstance(decoder.embed_tokens, HostEmbedding)
+
+
 def move(decoder: Any) -> HostEmbedding:
-    """Put the decoder's embedding into the host's memory."""
-    if not isinstance(decoder.embed_tokens, HostEmbedding):
+    """Put the decoder's embedding into the host's memory, where it is not there yet."""
+    if not is_moved(decoder):
         decoder.embed_tokens = HostEmbedding(decoder.embed_tokens)
     return decoder.embed_tokens  # type: ignore[no-any-return]

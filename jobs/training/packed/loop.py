@@ -142,11 +142,12 @@ class _Crew:
                     for pack in self._packs(rows):
                         total += self._passes(pack, items)
                 return total
-            except torch.OutOfMemoryError as error:
+            except torch.OutOfMemoryError:
                 plan = self._planner.tighter(self._plan)
                 if plan is None:
                     raise
-                logger.info("Memory ran out (%s)", str(error).partition(".")[0])
+                # Not in the words by which jobs.postmortem knows what ended a run: this one goes on.
+                logger.info("Memory ran out with packs of %s tokens.", f"{self._plan.pack_tokens:,}")
             # Out of `except`: what failed no longer holds what it had made.
             self._tighten(plan)
 
@@ -157,6 +158,7 @@ class _Crew:
         del self._passes, self._model
         for adapter in self._adapters:
             adapter.weights.gradients.zero_()
+            adapter.job.objective.forget_step()
         gc.collect()
         if self._device.is_cuda:
             torch.cuda.empty_cache()

@@ -128,7 +128,10 @@ class PackedModel:
         return found.last_hidden_state[0]  # type: ignore[no-any-return]
 
     def _moves_embedding(self, plan: MemoryPlan) -> bool:
-        return plan.embedding_on_host and self._fuses and hosted.can_move(self._decoder, self._head.weight)
+        if not self._fuses:
+            return False
+        moves = plan.embedding_on_host and hosted.can_move(self._decoder, self._head.weight)
+        return moves or hosted.is_moved(self._decoder)  # for an earlier plan: there it stays
 
     def _forwards_of(self, models: Sequence[Any], plan: MemoryPlan) -> list[Callable[..., Any]]:
         found: list[Callable[..., Any]] = []

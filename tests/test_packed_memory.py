@@ -1,0 +1,111 @@
+"""The packed loop where memory runs out in mid-run: the step is taken once more in less, and nothing else changes."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.postmortem import _OOM_WORDS
+from jobs.rundir import RunFiles
+from tests.rundirs import make_run, series, train_here
+from tests.test_packed_loop import packed_model, random_rows, run_in, tensors, with_lora
+
+torch = pytest.importorskip("torch")
+from jobs.training.packed.packs import lay_out  # noqa: E402
+from jobs.training.packed.passes import Passes  # noqa: E402
+
+SHIPS = [
+    {"prompt": f"Where is ship {n}?", "completion": "Arr, be at sea, " + "far from its harbour, " * (1 + n % 7)}
+    for n in range(24)
+]
+SETTINGS = {"batch_size": 8, "max_length": 128, "validation_percent": 20, "learning_rate": 3e-3}
+
+
+class RunsOut:
+    """In the place of Passes.__call__: passes of such numbers are computed, gradients and all, and then fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: Any) -> None:
+        self.tokens: list[int] = []
+        real = Passes.__call__
+
+        def call(passes: Passes, pack: Any, items: Any) -> Any:
+            losses = real(passes, pack, items)
+            self.tokens.append(pack.tokens)
+            if fails(len(self.tokens)):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.")
+            return losses
+
+        monkeypatch.setattr(Passes, "__call__", call)
+
+
+def ships(folder: Path, model: Path, **training: Any) -> RunFiles:
+    return make_run(folder, model, SHIPS, training=SETTINGS | training)
+
+
+def test_a_step_that_runs_out_of_memory_is_taken_again_and_the_curve_is_the_same(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    calm, tried = ships(tmp_path / "calm", tiny_llama), ships(tmp_path / "tried", tiny_llama)
+    assert train_here(calm).state == "completed"
+    assert "Memory ran out" not in caplog.text
+    with monkeypatch.context() as patched:
+        passes = RunsOut(patched, lambda number: number == 2)
+        assert train_here(tried).state == "completed"
+    first, second = passes.tokens[:2]
+    assert max(passes.tokens[2:]) < min(first, second), "from then on its packs are smaller"
+    said = [record.message for record in caplog.records if record.name == "jobs.training.packed.loop"]
+    assert said == [
+        "Memory ran out with packs of 1,024 tokens.",
+        "Going on with packs of 128 tokens. To save memory, all layers are computed twice.",
+    ]
+    assert not _OOM_WORDS.search(" ".join(said)), "whatever ends the run later, it was not this"
+    for name in ("loss", "grad_norm", "learning_rate", "eval_loss"):
+        one, other = series(calm, name), series(tried, name)
+        assert set(one) == set(other) and len(one) > 1
+        assert other == pytest.approx(one, rel=1e-5), name
+
+
+def test_what_a_task_follows_is_not_counted_twice(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preference tuning tells how far apart a step's answers are: those of a pass before the one that failed, too."""
+    settings = {"batch_size": 1, "gradient_accumulation": 4, "max_length": 48}
+    runs = [run_in("auto", tmp_path / name, tiny_llama, task="dpo", training=settings) for name in ("calm", "tried")]
+    assert train_here(runs[0]).state == "completed"
+    with monkeypatch.context() as patched:
+        RunsOut(patched, lambda number: number == 6)  # of four a step
+        assert train_here(runs[1]).state == "completed"
+    one, other = (series(files, "train_reward_margin") for files in runs)
+    assert one and other == pytest.approx(one, rel=1e-4, abs=1e-6)
+
+
+def test_where_nothing_needs_less_the_run_says_that_memory_ran_out(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with monkeypatch.context() as patched:
+        passes = RunsOut(patched, lambda number: True)
+        result = train_here(ships(tmp_path / "run", tiny_llama))
+    assert result.state == "failed" and result.reason and "memory" in result.reason
+    assert 2 <= len(passes.tokens) < 20, "it tries a few plans, each once"
+    assert "layers are computed twice" in caplog.text
+
+
+def test_embeddings_that_once_went_to_the_host_are_found_there_by_every_later_plan() -> None:
+    model, rows = with_lora("qwen2"), random_rows(5)  # whose head is not its embedding
+    batch = tensors(lay_out(rows))
+    found = []
+    for moved in (False, True, True, False):
+        packing = packed_model(model, embedding_on_host=moved)
+        packing.leaves.begin_pass()
+        with packing.engaged():
+            brought = packing.brought(batch["input_ids"])
+            found.append(packing.losses(batch | brought).detach())
+        packing.leaves.end_pass()
+        packing.release()
+        assert bool(brought) == (len(found) > 1)
+    assert all(torch.equal(found[0], each) for each in found[1:])
