@@ -187,12 +187,13 @@ def test_a_smaller_micro_batch_is_taken_rather_than_recomputation() -> None:
 def test_the_packed_loop_arranges_itself_where_it_may() -> None:
     """Packs, recomputed layers and embeddings are its plan's: no setting has to be changed for them."""
     before = run("8b")
-    for gigabytes in (24, 32, 48, 80):
+    for gigabytes in (20, 24, 32, 48, 80):
         found = fit(before, gpu(gigabytes))
         assert found.fits and found.changes == ()
-    plans = [before.planned(gpu(gigabytes))[0] for gigabytes in (80, 48, 24)]
-    assert plans[0].pack_tokens > plans[1].pack_tokens
-    assert plans[0].recomputed == plans[1].recomputed == 0 < plans[2].recomputed
+    roomy, shorter, short, least = (before.planned(gpu(gigabytes))[0] for gigabytes in (80, 48, 24, 20))
+    assert roomy.pack_tokens > shorter.pack_tokens > short.pack_tokens
+    assert roomy.embedding_on_host is False and short.embedding_on_host
+    assert roomy.recomputed == short.recomputed == 0 < least.recomputed
 
 
 def test_a_memory_limit_is_kept_and_never_raised() -> None:

@@ -15,7 +15,7 @@ from jobs.memory.estimate import LABELS, Estimate, estimate
 from jobs.memory.kept import Case, Lengths
 from jobs.memory.plan import MemoryPlan
 from jobs.methods import method
-from jobs.shape import LinearModule, ModelShape, Vector, read_shape
+from jobs.shape import End, LinearModule, ModelShape, Vector, read_shape
 from jobs.spec import TrainingParams
 from tests import decoders
 from tests.tiny import build_tokenizer
@@ -199,6 +199,7 @@ def llama(name: str) -> ModelShape:
         linears=tuple(linears),
         has_chat_template=True,
         vectors=tuple(vectors),
+        ends=() if tied else (End(name="lm_head.weight", size=vocabulary * hidden),),
     )
 
 

@@ -109,7 +109,7 @@ class Planner:
         loop: LoopName = "plain",
         adapters: int = 1,
     ) -> None:
-        """`adapters`: how many train together, all like this one."""
+        """`adapters`: how many train together, all like this one. `plans`: the fastest first."""
         self._packed = loop == "packed"
         self._case = Case(
             shape=shape,
@@ -123,23 +123,23 @@ class Planner:
             head=head,
             adapters=adapters,
         )
-        self._plans = packed_plans(self._case) if self._packed else list(plain_plans(self._case))
+        self.plans = packed_plans(self._case) if self._packed else list(plain_plans(self._case))
         self._budget = budget(hardware, training)
         self._kept = packed_loop.counted(self._case) if self._packed else partial(plain_loop.kept, self._case)
         self._bases = {moved: _base(self._case, self._packed, moved) for moved in (False, True)}
         self._held = {
             again: method.held_memory(params, shape, again, self._case.width)
-            for again in {bool(plan.recomputed) for plan in self._plans}
+            for again in {bool(plan.recomputed) for plan in self.plans}
         }
 
     def planned(self) -> tuple[MemoryPlan, Estimate]:
         """The fastest plan that fits; the most saving where none does."""
-        plan = first_that_fits(self._plans, self._total, self._budget)
+        plan = first_that_fits(self.plans, self._total, self._budget)
         return plan, self.of(plan)
 
     def tighter(self, plan: MemoryPlan) -> MemoryPlan | None:
         """What to try where `plan` needed more than there is; None where nothing needs less."""
-        return tighter(self._plans, self._total, plan)
+        return tighter(self.plans, self._total, plan)
 
     def cost(self, plan: MemoryPlan) -> float:
         """What a step costs with this plan, to compare it with others of as many rows a step."""

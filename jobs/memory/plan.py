@@ -33,7 +33,8 @@ class MemoryPlan(Frozen):
         """For a person; empty where nothing was done to save memory."""
         said = []
         if self.recomputed:
-            many = "all layers are" if self.recomputed >= layers else f"{self.recomputed} of {layers} layers are"
+            are = "is" if self.recomputed == 1 else "are"
+            many = "all layers are" if self.recomputed >= layers else f"{self.recomputed} of {layers} layers {are}"
             said.append(f"{many} computed twice")
         if self.offloaded:
             said.append("what goes into them waits in the computer's memory")
