@@ -66,7 +66,7 @@ WORKS: dict[str, Work] = {
     "qlora-8k-least": Work(rows=17, method="qlora", training={"memory_limit_gb": 9.1}),
     "dora-8k": Work(rows=17, method="dora"),
     "small": Work(rows=3, longest=512, steps=120),
-    "small-eight": Work(rows=3, longest=512, steps=120, adapters=8),
+    "small-eight": Work(rows=3, longest=512, steps=240, adapters=8),
     "curve-2k": Work(rows=4, steps=200),
     "curve-2k-fp8": Work(rows=4, steps=200, method_params={"base_weights": "fp8"}),
 }

@@ -64,6 +64,8 @@ def why_apart(specs: Sequence[RunSpec]) -> str | None:
         params: Any = method.Params(**spec.method_params)
         if spec.base_model != first.base_model:
             return f"they are of different base models, {first.base_model.name} and {spec.base_model.name}."
+        if spec.training.optimizer != "adamw":
+            return "8-bit and paged optimizers train by themselves."
         if spec.method not in TOGETHER or params.dropout:
             return f"{method.label}{' with dropout' if params.dropout else ''} trains by itself."
         if not task.packs or task.sequences > 1:

@@ -151,14 +151,20 @@ def child_environment() -> dict[str, str]:
     """The environment of every child that computes.
 
     With OpenMP's default spinning a busy neighbour turned a 1.4 s step into 9-27 s; passive waiting costs little.
+    Batches are of many sizes: in segments of fixed size a GPU's memory falls to pieces (on an H100 a run that used
+    41 GB reserved 61), in growing ones it does not.
     """
-    return os.environ | {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "0",
-        "TOKENIZERS_PARALLELISM": "true",
-        "PYTHONUNBUFFERED": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
+    return (
+        {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+        | os.environ
+        | {
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "GOMP_SPINCOUNT": "0",
+            "TOKENIZERS_PARALLELISM": "true",
+            "PYTHONUNBUFFERED": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+    )
 
 
 class Cancelled(Exception):

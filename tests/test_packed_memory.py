@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from jobs.hardware import this_machine
 from jobs.postmortem import _OOM_WORDS
 from jobs.rundir import RunFiles
 from tests.rundirs import make_run, series, train_here
-from tests.test_packed_loop import packed_model, random_rows, run_in, tensors, with_lora
+from tests.test_packed_loop import packed_model, random_rows, run_in, started, tensors, with_lora
 
 torch = pytest.importorskip("torch")
 from jobs.training.packed.packs import lay_out  # noqa: E402
@@ -93,6 +94,36 @@ def test_where_nothing_needs_less_the_run_says_that_memory_ran_out(
     assert result.state == "failed" and result.reason and "memory" in result.reason
     assert 2 <= len(passes.tokens) < 20, "it tries a few plans, each once"
     assert "layers are computed twice" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(this_machine().device != "cuda", reason="needs a CUDA GPU")
+def test_on_a_gpu_passes_are_recorded_anew(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    calm, tried = ships(tmp_path / "calm", tiny_llama), ships(tmp_path / "tried", tiny_llama)
+    assert train_here(calm).state == "completed"
+    with monkeypatch.context() as patched:
+        RunsOut(patched, lambda number: number == 3)
+        assert train_here(tried).state == "completed"
+    assert "Going on with packs of" in caplog.text
+    assert series(tried, "loss") == pytest.approx(series(calm, "loss"), rel=2e-2)
+
+
+@pytest.mark.parametrize("loop", ("auto", "plain"))
+def test_a_run_keeps_its_memory_limit_in_either_loop_and_learns_the_same(
+    loop: str, tmp_path: Path, tiny_llama: Path
+) -> None:
+    roomy, short = (
+        ships(tmp_path / str(limit), tiny_llama, loop=loop, memory_limit_gb=limit, max_steps=3) for limit in (0, 0.1)
+    )
+    for files in (roomy, short):
+        assert train_here(files).state == "completed"
+    said = "To save memory, all layers are computed twice."
+    assert said not in started(roomy).hardware["loop_why"]
+    assert started(short).hardware["loop_why"].endswith(said)
+    assert series(short, "loss") == pytest.approx(series(roomy, "loss"), rel=1e-5)
 
 
 def test_embeddings_that_once_went_to_the_host_are_found_there_by_every_later_plan() -> None:

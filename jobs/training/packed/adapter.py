@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +21,6 @@ from jobs.training.rows import Row
 from jobs.training.schedule import make_optimizer, parameter_groups
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A step that was begun; its numbers may still be on their way from the device."""
-
-    number: int
-    learning_rate: float
-    tokens: int
-    measures: dict[str, float]  # Objective.step_values
-    found: torch.Tensor  # [2]: loss, the gradient's length; where it is computed
-    arrived: torch.cuda.Event | None
-
-    def values(self) -> dict[str, Any]:
-        """Waits for them."""
-        if self.arrived:
-            self.arrived.synchronize()
-        loss, norm = self.found.tolist()
-        return {
-            "loss": loss,
-            "grad_norm": norm,
-            "learning_rate": self.learning_rate,
-            "tokens": self.tokens,
-            "measures": self.measures,
-        }
-
-
 class Adapter:
     """`place`: among those that were begun together. On resuming it goes on from the job's state."""
 
@@ -56,9 +31,8 @@ class Adapter:
         self.error: Exception | None = None
         self.weights = flat_weights(job.model, parameter_groups(job))
         self._optimizer, self._schedule = make_optimizer(job, self.weights.groups)
-        self._rate = 0.0
+        self._told: deque[tuple[float, dict[str, float]]] = deque()  # rate and measures of steps not yet told of
         self._number = job.progress.step  # of the step that was begun last
-        self._behind: _Step | None = None
         self._begun = False
         if job.state:
             self._restore(job.state)
@@ -74,38 +48,53 @@ class Adapter:
             self._begun = True
             self.monitor.begin()
 
+    @property
+    def due(self) -> bool:
+        """Whether something must see the weights as they are after the step that was begun last."""
+        return self.monitor.due(self._number)
+
     def clip(self) -> torch.Tensor:
         """The length of the gradients that were found, a scalar on the device; what is too long is shortened."""
         return self.weights.clip(self.job.spec.training.max_grad_norm)
 
-    def step(self) -> None:
-        """Take it with these gradients."""
-        self._rate = float(self._schedule.get_last_lr()[0])
+    def step(self, broken: torch.Tensor | None) -> None:
+        """Take it with these gradients; the weights stay as they are where `broken` on the device is not 0."""
+        self._told.append((float(self._schedule.get_last_lr()[0]), self.job.objective.step_values()))
+        if broken is not None:
+            self._optimizer.found_inf = broken  # type: ignore[attr-defined]  # PyTorch's way to skip without waiting
         self._optimizer.step()
         self._schedule.step()
         self._number += 1
 
-    def take_back(self, rows: list[Row]) -> None:
-        """The step over these rows was not taken: they are the next one's."""
+    def take_back(self, steps: Sequence[list[Row]]) -> None:
+        """The steps over these rows were not taken: they are the next ones'."""
         self.weights.gradients.zero_()
-        self.rows = itertools.chain([rows], self.rows)
+        self.rows = itertools.chain(steps, self.rows)
+        self._number -= len(steps)
+        self._told.clear()
+        self._schedule.last_epoch -= len(steps) + 1
+        self._schedule.step()
 
     def break_off(self) -> None:
-        """The step that was begun brought numbers that are none: the run ends."""
+        """The next step brings numbers that are none: the run ends."""
         self.ended, self.error = True, LossIsNotANumber(self._number + 1)
 
-    def tell(self, rows: list[Row], found: torch.Tensor, arrived: torch.cuda.Event | None) -> None:
-        """Of the step that was taken over `rows`; `found` and `arrived` as a _Step has them. While the device is busy
-        with the next one it is told of the one before, unless something must see the weights as they are now."""
-        measures = self.job.objective.step_values()
-        step = _Step(self._number, self._rate, sum(map(len, rows)), measures, found, arrived)
+    def tell(self, rows: list[Row], loss: float, norm: float, began: int) -> None:
+        """Of the step over `rows`, after which `began` more were begun."""
+        rate, measures = self._told.popleft()
+        number = self._number - began
+        step: dict[str, Any] = {
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "tokens": sum(map(len, rows)),
+            "measures": measures,
+        }
         try:
-            if self._behind:
-                self.monitor.report(self._behind.number, **self._behind.values())
-            self._behind = step
-            if arrived is None or self.monitor.due(step.number):
-                self._behind = None
-                self.ended = not self.monitor.step_done(step.number, **step.values(), save_state=self._save_state_to)
+            if began:
+                self.monitor.report(number, **step)
+            else:
+                self.ended = not self.monitor.step_done(number, **step, save_state=self._save_state_to)
         except Exception as error:  # its loss, its disk: nothing of the others'
             self.ended, self.error = True, error
 

@@ -175,22 +175,14 @@ def gate_backward_(dy: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, 
 @triton.jit
 def _round_rows(x, factors, y, scales, size, HIGHEST: tl.constexpr, COLUMNS: tl.constexpr, FACTORS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    highest = 0.0
-    for first in range(0, size, COLUMNS):
-        column = first + tl.arange(0, COLUMNS)
-        value = tl.load(x + row * size + column, mask=column < size, other=0.0).to(tl.float32)
-        if FACTORS:
-            value *= tl.load(factors + column, mask=column < size, other=0.0)
-        highest = tl.maximum(highest, tl.max(tl.abs(value), 0))
-    scale = tl.maximum(highest, 1e-12) / HIGHEST
+    column = tl.arange(0, COLUMNS)
+    value = tl.load(x + row * size + column, mask=column < size, other=0.0).to(tl.float32)
+    if FACTORS:
+        value *= tl.load(factors + column, mask=column < size, other=0.0)
+    scale = tl.maximum(tl.max(tl.abs(value), 0), 1e-12) / HIGHEST
     tl.store(scales + row, scale)
-    for first in range(0, size, COLUMNS):
-        column = first + tl.arange(0, COLUMNS)
-        value = tl.load(x + row * size + column, mask=column < size, other=0.0).to(tl.float32)
-        if FACTORS:
-            value *= tl.load(factors + column, mask=column < size, other=0.0)
-        value = tl.minimum(tl.maximum(value / scale, -HIGHEST), HIGHEST)
-        tl.store(y + row * size + column, value.to(y.dtype.element_ty), mask=column < size)
+    value = tl.minimum(tl.maximum(value / scale, -HIGHEST), HIGHEST)
+    tl.store(y + row * size + column, value.to(y.dtype.element_ty), mask=column < size)
 
 
 def round_rows(x: torch.Tensor, factors: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,7 +191,8 @@ def round_rows(x: torch.Tensor, factors: torch.Tensor | None) -> tuple[torch.Ten
     y, scales = torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(rows, dtype=torch.float32)
     _round_rows[(rows,)](
         x, x if factors is None else factors, y, scales, size,
-        HIGHEST=448.0, COLUMNS=min(8192, triton.next_power_of_2(size)), FACTORS=factors is not None, num_warps=8,
+        HIGHEST=448.0, COLUMNS=triton.next_power_of_2(size), FACTORS=factors is not None,
+        num_warps=4 if size <= 4096 else 8 if size <= 16384 else 16,
     )  # fmt: skip
     return y, scales
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -55,6 +57,22 @@ def train_together(runs: Sequence[tuple[Job, Monitor]], left: Callable[[int, Exc
         adapters = [adapter for adapter in adapters if not adapter.ended]
 
 
+@dataclass(frozen=True)
+class _Step:
+    """A step that was begun; its numbers may still be on their way from the device."""
+
+    rows: Sequence[list[Row]]  # of each adapter
+    found: torch.Tensor  # [2 x adapters]: their losses, their gradients' lengths
+    arrived: torch.cuda.Event | None
+
+    def values(self) -> tuple[list[float], list[float]]:
+        """Waits for them."""
+        if self.arrived:
+            self.arrived.synchronize()
+        found = self.found.tolist()
+        return found[: len(self.rows)], found[len(self.rows) :]
+
+
 class _Crew:
     """Adapters that step together, until one of them ends."""
 
@@ -63,42 +81,63 @@ class _Crew:
         self._job = adapters[0].job
         self._device = self._job.device
         self._planner = self._job.planner(len(adapters))
+        self._broken = torch.zeros((), device=self._device.name)
         self._set_up(self._planner.planned()[0])
 
     def step_until_one_ends(self) -> None:
-        while not any(adapter.ended for adapter in self._adapters):
-            rows = [next(adapter.rows) for adapter in self._adapters]
-            losses = self._gradients(rows)
-            norms = torch.stack([adapter.clip() for adapter in self._adapters])
-            if len(rows) > 1 and self._one_breaks_off(losses, norms, rows):
+        """On a GPU a step is told while the next one is computed, unless someone must see the weights as they are."""
+        behind: _Step | None = None
+        while True:
+            step = self._step([next(adapter.rows) for adapter in self._adapters])
+            if behind and not self._tell(behind, step):
                 return
-            for adapter in self._adapters:
-                adapter.step()
-            self._model.leaves.stepped()
-            found, arrived = torch.cat((losses, norms)), None
-            if self._device.is_cuda:
-                host = torch.empty(len(found), pin_memory=True)
-                host.copy_(found, non_blocking=True)
-                found, arrived = host, torch.cuda.Event()
-                arrived.record()
-            for place, adapter in enumerate(self._adapters):
-                adapter.tell(rows[place], found[place :: len(self._adapters)], arrived)
+            behind = step
+            if step.arrived is None or any(adapter.due for adapter in self._adapters):
+                if not self._tell(step):
+                    return
+                behind = None
 
     def release(self) -> None:
         self._model.release()
 
-    def _one_breaks_off(self, losses: torch.Tensor, norms: torch.Tensor, rows: Sequence[list[Row]]) -> bool:
-        """One adapter's numbers that are none reach the others' gradients, since 0 times one is none either: it goes,
-        and the others take the step again without it. Waits for the device."""
-        if bool(torch.isfinite(losses + norms).all()):
+    def _step(self, rows: Sequence[list[Row]]) -> _Step:
+        """Begin it: nothing here waits for a GPU."""
+        losses = self._gradients(rows)
+        norms = torch.stack([adapter.clip() for adapter in self._adapters])
+        if len(rows) > 1:
+            # One adapter's numbers that are none reach the others' gradients, since 0 times one is none either: then
+            # no step is taken any more, until `_tell` has found whose they are.
+            self._broken = torch.maximum(self._broken, 1.0 - torch.isfinite(losses + norms).all().float())
+        for adapter in self._adapters:
+            adapter.step(self._broken if len(rows) > 1 else None)
+        self._model.leaves.stepped()
+        found, arrived = torch.cat((losses, norms)), None
+        if self._device.is_cuda:
+            host = torch.empty(len(found), pin_memory=True)
+            host.copy_(found, non_blocking=True)
+            found, arrived = host, torch.cuda.Event()
+            arrived.record()
+        return _Step(rows, found, arrived)
+
+    def _tell(self, step: _Step, begun: _Step | None = None) -> bool:
+        """Whether all go on. `begun`: the step after it, where that was begun already."""
+        losses, norms = step.values()
+        finite = [math.isfinite(loss + norm) for loss, norm in zip(losses, norms, strict=True)]
+        if len(losses) > 1 and not all(finite):
+            self._break_off([step, begun] if begun else [step], losses)
             return False
-        broken = (~torch.isfinite(losses)).nonzero().flatten().tolist() or self._broken_alone(rows)
         for place, adapter in enumerate(self._adapters):
+            adapter.tell(step.rows[place], losses[place], norms[place], began=1 if begun else 0)
+        return not any(adapter.ended for adapter in self._adapters)
+
+    def _break_off(self, steps: Sequence[_Step], losses: Sequence[float]) -> None:
+        """Who brought numbers that are none goes; the others take these steps again without it."""
+        broken = [place for place, loss in enumerate(losses) if not math.isfinite(loss)]
+        broken = broken or self._broken_alone(steps[0].rows)
+        for place, adapter in enumerate(self._adapters):
+            adapter.take_back([step.rows[place] for step in steps])
             if place in broken:
                 adapter.break_off()
-            else:
-                adapter.take_back(rows[place])
-        return True
 
     def _broken_alone(self, rows: Sequence[list[Row]]) -> list[int]:
         """Whose gradients are no numbers, where all losses are: each is tried by itself. All, where it is nobody's."""
