@@ -93,8 +93,8 @@ def together_with_a_broken_one(runs: list[RunFiles], broken: int) -> list[Result
 
     real = Adapter.step
 
-    def step(self: Adapter, broken: Any) -> None:
-        real(self, broken)
+    def step(self: Adapter, skipped: Any) -> None:
+        real(self, skipped)
         if self.place == broken and self._number == 2:
             self.weights.values.mul_(1e30)
 
