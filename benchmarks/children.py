@@ -24,43 +24,75 @@ class Told:
     imports: float | None  # seconds; None with `cold`, where they count
 
 
-def train(files: RunFiles, *, cold: bool = False, limit: float = 1800) -> Told:
-    """Train what stands in the run directory. `cold`: the clock runs from the child's start, imports included. `limit`
-    in seconds.
+def train(files: RunFiles, *, cold: bool = False) -> Told:
+    """Train what stands in the run directory. `cold`: the clock runs from the child's start, imports included.
 
     Ends the program where the run does not complete.
     """
-    return train_together([files], cold=cold, limit=limit)[0]
+    with Children(0) as children:
+        return completed(children.train([files], cold=cold), files)[0]
 
 
-def train_together(runs: list[RunFiles], *, cold: bool = False, limit: float = 1800) -> list[Told]:
-    """The same of several runs of one base, which share their steps."""
-    began = time.time()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "jobs.training.child", "--wait"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=child_environment(),
-        start_new_session=True,
-    )
-    assert child.stdin and child.stdout
-    imports = None
-    if not cold:
-        child.stdout.readline()
-        imports = time.time() - began
-        began = time.time()
-    alone = {"directory": str(runs[0].directory)}
-    order = alone if len(runs) == 1 else {"together": [str(files.directory) for files in runs]}
-    child.stdin.write(json.dumps(order).encode() + b"\n")
-    child.stdin.close()
-    try:
-        child.wait(limit)
-    finally:
-        child.kill()
-    found = []
-    for files in runs:
-        result = Result.model_validate_json(files.result.read_bytes())
-        if result.state != "completed":
-            raise SystemExit(f"The run did not complete: {result.reason}\n{runs[0].log.read_text()[-3000:]}")
-        found.append(Told(read_events(files.events, 0, 1 << 26)[0], result, began, imports))
-    return found
+def completed(told: list[Told], files: RunFiles) -> list[Told]:
+    """The same, where all runs did; else the program ends with what the log of `files` says."""
+    for each in told:
+        if each.result.state != "completed":
+            raise SystemExit(f"The run did not complete: {each.result.reason}\n{files.log.read_text()[-3000:]}")
+    return told
+
+
+class Children:
+    """Trainers, one after another: so many of the next ones do their imports while one trains."""
+
+    def __init__(self, spares: int) -> None:
+        self._spares = [_Child() for _ in range(spares)]
+
+    def train(self, runs: list[RunFiles], *, cold: bool = False, limit: float = 1800) -> list[Told]:
+        """What stands in these run directories: of several, runs that share their steps. `limit` in seconds."""
+        self._spares.append(_Child())
+        return self._spares.pop(0).train(runs, cold, limit)
+
+    def __enter__(self) -> Children:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for child in self._spares:
+            child.process.kill()
+            child.process.wait()
+
+
+class _Child:
+    def __init__(self) -> None:
+        self._began = time.time()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.training.child", "--wait"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=child_environment(),
+            start_new_session=True,
+        )
+
+    def train(self, runs: list[RunFiles], cold: bool, limit: float) -> list[Told]:
+        process, imports, began = self.process, None, self._began
+        assert process.stdin and process.stdout
+        if not cold:
+            process.stdout.readline()
+            began = time.time()
+            imports = began - self._began
+        alone = {"directory": str(runs[0].directory)}
+        order = alone if len(runs) == 1 else {"together": [str(files.directory) for files in runs]}
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        process.stdin.close()
+        try:
+            process.wait(limit)
+        finally:
+            process.kill()
+        return [
+            Told(
+                read_events(files.events, 0, 1 << 26)[0],
+                Result.model_validate_json(files.result.read_bytes()),
+                began,
+                imports,
+            )
+            for files in runs
+        ]

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import shutil
 import statistics
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from jobs.rundir import RunFiles
 from jobs.spec import BaseModelRef, DatasetRef, RunSpec, TrainingParams
 
 RESULTS = Path(__file__).parent / "results"
+_SPARES = 2  # children that do their imports while others train
 WORDS = 32_000  # the tokenizer knows so many, one token each
 
 # hidden, layers, heads, key-value heads, head size, inner, vocabulary, tied
@@ -66,7 +69,7 @@ WORKS: dict[str, Work] = {
     "qlora-8k-least": Work(rows=17, method="qlora", training={"memory_limit_gb": 9.1}),
     "dora-8k": Work(rows=17, method="dora"),
     "small": Work(rows=3, longest=512, steps=120),
-    "small-eight": Work(rows=3, longest=512, steps=240, adapters=8),
+    "small-eight": Work(rows=3, longest=512, steps=400, adapters=8),
     "curve-2k": Work(rows=4, steps=200),
     "curve-2k-fp8": Work(rows=4, steps=200, method_params={"base_weights": "fp8"}),
 }
@@ -108,6 +111,14 @@ def make_model(shape: str, folder: Path) -> Path:
     )
     fast.save_pretrained(target)
     return target
+
+
+def make_model_apart(shape: str, folder: Path) -> Path:
+    """The same in a process of its own: no GPU memory stays with this one."""
+    if (folder / shape / "tokenizer.json").exists():
+        return folder / shape
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(make_model, shape, folder).result()
 
 
 def documents(count: int, longest: int, seed: int = 1234) -> list[np.ndarray]:
@@ -158,10 +169,10 @@ def make_run(folder: Path, model: Path, work: Work, loop: str, steps: int, numbe
     return files
 
 
-def measure(runs: list[RunFiles], skip: int) -> dict[str, Any]:
+def measure(trainers: children.Children, runs: list[RunFiles], skip: int) -> dict[str, Any]:
     """Train them in a child whose imports are done, and time what it says. Of several the tokens are all of theirs, the
     losses those of the first."""
-    told = children.train_together(runs, limit=560)
+    told = children.completed(trainers.train(runs, limit=560), runs[0])
     run, steps = told[0], steps_of(told[0])
     started = next(event for event in run.events if isinstance(event, Started))
     seconds = np.diff([event.time for event in steps])
@@ -213,10 +224,11 @@ def main() -> None:
     hardware = this_machine()
     target = options.out or RESULTS / f"loops-{hardware.device}.json"
     found = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
-    with tempfile.TemporaryDirectory() as temporary:
+    spares = _SPARES if hardware.device == "cuda" else 0  # they would be felt on a few cores
+    with tempfile.TemporaryDirectory() as temporary, children.Children(spares) as trainers:
         folder = Path(temporary)
         for shape in options.shapes:
-            model = make_model(shape, options.models or folder)
+            model = make_model_apart(shape, options.models or folder)
             for work in options.work:
                 for loop in options.loops:
                     steps = options.steps or WORKS[work].steps
@@ -226,7 +238,7 @@ def main() -> None:
                     ]
                     name = f"{shape} {work} {loop}"
                     try:
-                        found[name] = {"hardware": hardware.name, **measure(runs, options.skip)}
+                        found[name] = {"hardware": hardware.name, **measure(trainers, runs, options.skip)}
                         print(name, json.dumps(found[name]), flush=True)
                     except SystemExit as failed:
                         print(name, failed, flush=True)

@@ -16,8 +16,6 @@ import itertools
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,7 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.loops import SHAPES, WORDS, documents, make_model
+from benchmarks.children import Children
+from benchmarks.loops import SHAPES, WORDS, documents, make_model_apart
 from jobs.data.columns import Mapping, Shape
 from jobs.data.readers import Row
 from jobs.data.store import RowWriter
@@ -34,8 +33,6 @@ from jobs.loops import choose
 from jobs.memory.estimate import estimate
 from jobs.memory.kept import Lengths
 from jobs.methods import method
-from jobs.result import Result
-from jobs.rpc import child_environment
 from jobs.rundir import RunFiles
 from jobs.shape import read_shape
 from jobs.spec import BaseModelRef, DatasetRef, RunSpec, TrainingParams
@@ -107,38 +104,6 @@ GPU_GRID = (
 )
 
 
-class Children:
-    """Trainers that have done their imports, or are at it."""
-
-    def __init__(self, spares: int) -> None:
-        self._spares = [self._start() for _ in range(spares)]
-
-    def run(self, folder: Path) -> None:
-        """Train what is in the run directory `folder`."""
-        child = self._spares.pop(0)
-        self._spares.append(self._start())
-        assert child.stdin and child.stdout
-        child.stdout.readline()
-        child.stdin.write(json.dumps({"directory": str(folder)}).encode() + b"\n")
-        child.stdin.close()
-        child.wait()
-
-    def close(self) -> None:
-        for child in self._spares:
-            child.kill()
-            child.wait()
-
-    @staticmethod
-    def _start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "jobs.training.child", "--wait"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=child_environment(),
-            cwd=Path(__file__).parent.parent,
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grid", choices=("gpu",), help="instead of the settings below")
@@ -156,21 +121,18 @@ def main() -> None:
     out = options.out or RESULTS / f"memory-{hardware.device}.json"
     out.parent.mkdir(exist_ok=True)
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        children = Children(_SPARES if hardware.device == "cuda" else 1)
-        try:
-            for setting in GPU_GRID if options.grid else settings(options):
-                if time.monotonic() - began > options.seconds:
-                    print(f"{setting.words}  not begun: the time is up")
-                    continue
-                model = make_model(setting.shape, options.models or Path(scratch))
-                folder = Path(scratch) / "run"
-                results.append({**asdict(setting), **measure(children, model, folder, setting)})
-                shutil.rmtree(folder)
-                print(line(setting, results[-1]), flush=True)
-                out.write_text(json.dumps({"machine": hardware.name, "results": results}, indent=1) + "\n")
-        finally:
-            children.close()
+    spares = _SPARES if hardware.device == "cuda" else 1
+    with tempfile.TemporaryDirectory() as scratch, Children(spares) as children:
+        for setting in GPU_GRID if options.grid else settings(options):
+            if time.monotonic() - began > options.seconds:
+                print(f"{setting.words}  not begun: the time is up")
+                continue
+            model = make_model_apart(setting.shape, options.models or Path(scratch))
+            folder = Path(scratch) / "run"
+            results.append({**asdict(setting), **measure(children, model, folder, setting)})
+            shutil.rmtree(folder)
+            print(line(setting, results[-1]), flush=True)
+            out.write_text(json.dumps({"machine": hardware.name, "results": results}, indent=1) + "\n")
     print(summary(results))
 
 
@@ -216,8 +178,7 @@ def measure(children: Children, model: Path, folder: Path, setting: Setting) -> 
     files = RunFiles(folder)
     files.spec.write_text(spec.model_dump_json(), encoding="utf-8")
     began = time.monotonic()
-    children.run(folder)
-    result = Result.model_validate_json(files.result.read_bytes())
+    result = children.train([files])[0].result
     hardware, shape = this_machine(), read_shape(model)
     loop = choose(training, task("text"), chosen, params, shape.model_type, hardware.compute).loop
     counts = [min(len(text), setting.length) for text in texts]
@@ -228,9 +189,15 @@ def measure(children: Children, model: Path, folder: Path, setting: Setting) -> 
         "predicted": needs.total,
         "parts": needs.model_dump(),
         "measured": result.peak_memory if result.state == "completed" else None,
+        "loaded": children_log(files),
         "failed": result.reason if result.state != "completed" else None,
         "seconds": round(time.monotonic() - began, 1),
     }
+
+
+def children_log(files: RunFiles) -> str | None:
+    """What the run's log says of the memory that loading took."""
+    return next((text for text in files.log.read_text().splitlines() if "Loaded:" in text), None)
 
 
 def rows(setting: Setting, count: int) -> list[list[str]]:

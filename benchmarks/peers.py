@@ -25,19 +25,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import select
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.loops import SHAPES, WORKS, documents, make_model
+from benchmarks.loops import SHAPES, WORKS, documents, make_model_apart
 from jobs.hardware import this_machine
 from jobs.training.data import epoch_order
 
@@ -228,7 +226,7 @@ def main() -> None:
                 for soon in names[place : place + 1 + _SPARES]:
                     if soon not in children:
                         children[soon] = Child(soon, sites, folder)
-                model = make_model_aside(name.split()[0], options.models or folder)
+                model = make_model_apart(name.split()[0], options.models or folder)
                 try:
                     job = make_job(name, model, hardware.compute.split()[1], options.steps)
                     found[name] = {"hardware": hardware.name, **measure(children[name], job)}
@@ -241,14 +239,6 @@ def main() -> None:
         finally:
             for child in children.values():
                 child.end()
-
-
-def make_model_aside(shape: str, folder: Path) -> Path:
-    """make_model in a process of its own, so that no memory of the GPU stays with this one."""
-    if (folder / shape / "tokenizer.json").exists():
-        return folder / shape
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(make_model, shape, folder).result()
 
 
 if __name__ == "__main__":

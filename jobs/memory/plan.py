@@ -18,6 +18,7 @@ _AGAIN, _AGAIN_FUSED = 0.5, 0.37
 # What each pass costs by itself, in tokens: launching, and bringing weights into the form they are multiplied in.
 _A_PASS = {"none": 60.0, "fp8": 120.0, "int8": 60.0, "nf4": 250.0}
 _TRAVEL, _FETCH = 1.1, 1.01  # how much slower it is with inputs, or embeddings, in the host's memory
+_FEWER = 0.7  # of a pack's tokens, from one size to the next
 _SHARES = 8  # of the layers: so finely is chosen how many are recomputed
 
 
@@ -94,10 +95,10 @@ def tighter(plans: list[MemoryPlan], needs: Callable[[MemoryPlan], int], plan: M
 
 
 def _capacities(case: Case) -> list[int]:
-    """Tokens of a pack: all that may be computed at once, halves of it, at last a row by itself."""
+    """Tokens of a pack: all that may be computed at once, ever fewer, at last a row by itself."""
     found = [min(case.most_pack_tokens, max(case.step_tokens, case.row_tokens))]
-    while found[-1] // 2 > case.row_tokens:
-        found.append(found[-1] // 2)
+    while (fewer := int(found[-1] * _FEWER)) > case.row_tokens:
+        found.append(fewer)
     return list(dict.fromkeys([case.most_pack_tokens, *found[1:], case.row_tokens]))
 
 

@@ -47,6 +47,12 @@ class Device:
             return torch.cuda.max_memory_allocated(self.name)
         return psutil.Process().memory_info().rss
 
+    def memory_used(self) -> int:
+        """Bytes that a GPU's tensors take now."""
+        import torch
+
+        return torch.cuda.memory_allocated(self.name)
+
     def memory_peak(self) -> int:
         """The most bytes so far. On a GPU what torch reserved, which is what must fit."""
         if self.is_cuda:

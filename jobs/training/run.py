@@ -211,6 +211,8 @@ class Attempt:
             progress=self._teller("Reading with the base model"),
         )
         setting = replace(setting, prepared=prepared)
+        if device.is_cuda:
+            logger.info("Loaded: %.2f GB, %.2f GB at the most", device.memory_used() / 1e9, device.memory_peak() / 1e9)
         choice = self._choose(spec, task, method, params, model, device, newest)
         shape = task.body(load.shape_of_model(model))
         planner = functools.partial(

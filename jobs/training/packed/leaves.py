@@ -7,7 +7,9 @@ by side, so that one product serves all of them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -86,80 +88,121 @@ class OwnLeaves:
         self._weights.gradients.zero_()
 
 
+@dataclass(frozen=True)
+class _Block:
+    """One matrix of all adapters: where it lies in the leaves and in the flat buffers."""
+
+    shape: tuple[int, int, int]  # adapters, rows, columns
+    strides: tuple[int, int, int]  # in the leaves
+    place: int  # in the leaves
+    begin: int  # in one adapter's flat buffer
+
+
 class JoinedLeaves:
     """Of several adapters of the same sizes. Their buffers become the rows of one, so that a matrix of all of them is
-    copied at once."""
+    copied at once, and with it those of all layers, which follow each other at equal distances."""
 
     def __init__(self, weights: Sequence[FlatWeights], dtype: torch.dtype) -> None:
-        self._weights = weights
-        self._dtype = dtype
         count, size = len(weights), len(weights[0].values)
+        self._first = weights[0]
         self._values = weights[0].values.new_empty(count, size)
         self._gradients = torch.zeros_like(self._values)
         for each, values, gradients in zip(weights, self._values, self._gradients, strict=True):
             each.move(values, gradients)
+        self._flat = torch.empty(count * size, dtype=dtype, device=self._values.device)
+        self._gathered = torch.zeros_like(self._flat)
         self._leaves: list[torch.Tensor] = []
-        # For each matrix: its part of a leaf, and of which leaf, as the adapters' values and gradients are laid out.
-        self._parts: list[tuple[int, slice, bool, torch.Tensor, torch.Tensor]] = []
+        self._blocks: list[_Block] = []
+        self._used = 0  # numbers of `_flat` that belong to leaves
 
     def rows(self, stacks: Sequence[Sequence[torch.nn.Parameter]]) -> torch.Tensor:
-        first, count = stacks[0], len(stacks)
-        leaf = self._new_leaf(sum(p.shape[0] for p in first) * count, first[0].shape[1])
-        begin = 0
-        for parameter in first:
-            part = slice(begin, begin + parameter.shape[0] * count)
-            self._add(parameter, part, by_row=True)
-            begin = part.stop
-        return self._filled(leaf)
+        place, count = self._used, len(stacks)
+        for parameter in stacks[0]:
+            rows, columns = parameter.shape
+            self._add(parameter, (rows * columns, columns, 1), place)
+            place += count * parameter.numel()
+        return self._leaf(place, stacks[0][0].shape[1])
 
     def columns(self, parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
-        first = parameters[0]
-        leaf = self._new_leaf(first.shape[0], first.shape[1] * len(parameters))
-        self._add(first, slice(0, leaf.shape[1]), by_row=False)
-        return self._filled(leaf)
+        first, count = parameters[0], len(parameters)
+        columns = first.shape[1]
+        self._add(first, (columns, count * columns, 1), self._used)
+        return self._leaf(self._used + count * first.numel(), count * columns)
 
     def begin_pass(self) -> None:
         for leaf in self._leaves:
             leaf.grad = None
 
     def end_pass(self) -> None:
-        for number, part, by_row, _, gradients in self._parts:
-            found = self._leaves[number].grad
-            if found is not None:
-                gradients.add_(_by_adapter(found, part, by_row, gradients))
+        found = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in self._leaves]
+        torch._foreach_copy_(views(self._gathered[: self._used], [leaf.shape for leaf in self._leaves]), found)
+        for ours, gathered in zip(self._of_layers(self._gradients), self._of_leaves(self._gathered), strict=True):
+            ours.add_(gathered)
 
     def stepped(self) -> None:
-        self._follow(self._parts)
+        for ours, leaves in zip(self._of_layers(self._values), self._of_leaves(self._flat), strict=True):
+            leaves.copy_(ours)
         self._gradients.zero_()
 
-    def _new_leaf(self, *shape: int) -> torch.Tensor:
-        self._leaves.append(torch.empty(shape, dtype=self._dtype, device=self._values.device))
-        return self._leaves[-1]
+    def _leaf(self, end: int, columns: int) -> torch.Tensor:
+        """The next one; it is filled at once."""
+        leaf = self._flat[self._used : end].view(-1, columns).detach()
+        for block in self._blocks:
+            if block.place >= self._used:
+                ours = self._values.as_strided(block.shape, self._flat_strides(block), block.begin)
+                self._flat.as_strided(block.shape, block.strides, block.place).copy_(ours)
+        self._used = end
+        self._leaves.append(leaf.requires_grad_())
+        return leaf
 
-    def _add(self, parameter: torch.nn.Parameter, part: slice, by_row: bool) -> None:
-        begin = parameter.storage_offset() - self._weights[0].values.storage_offset()
-        shape = (len(self._weights), *parameter.shape)
-        values, gradients = (
-            buffer[:, begin : begin + parameter.numel()].view(shape) for buffer in (self._values, self._gradients)
-        )
-        self._parts.append((len(self._leaves) - 1, part, by_row, values, gradients))
+    def _add(self, parameter: torch.nn.Parameter, strides: tuple[int, int, int], place: int) -> None:
+        begin = parameter.storage_offset() - self._first.values.storage_offset()
+        shape = (len(self._values), *parameter.shape)
+        self._blocks.append(_Block(shape, strides, place, begin))  # type: ignore[arg-type]
 
-    def _filled(self, leaf: torch.Tensor) -> torch.Tensor:
-        self._follow([part for part in self._parts if part[0] == len(self._leaves) - 1])
-        return leaf.requires_grad_()
+    def _of_layers(self, buffer: torch.Tensor) -> list[torch.Tensor]:
+        """Of a buffer [adapters, numbers] the matrices of each kind, [layers, adapters, rows, columns]."""
+        return [
+            buffer.as_strided(
+                (len(kind), *kind[0].shape), (_step(kind, "begin"), *self._flat_strides(kind[0])), kind[0].begin
+            )
+            for kind in self._kinds
+        ]
 
-    def _follow(self, parts: Sequence[tuple[int, slice, bool, torch.Tensor, torch.Tensor]]) -> None:
-        with torch.no_grad():
-            for number, part, by_row, values, _ in parts:
-                _by_adapter(self._leaves[number], part, by_row, values).copy_(values)
+    def _of_leaves(self, buffer: torch.Tensor) -> list[torch.Tensor]:
+        """The same of a buffer that lies as the leaves do."""
+        return [
+            buffer.as_strided((len(kind), *kind[0].shape), (_step(kind, "place"), *kind[0].strides), kind[0].place)
+            for kind in self._kinds
+        ]
+
+    def _flat_strides(self, block: _Block) -> tuple[int, int, int]:
+        return (self._values.shape[1], block.shape[2], 1)
+
+    @functools.cached_property
+    def _kinds(self) -> list[list[_Block]]:
+        """The blocks by their place in a layer, where all layers are alike; else each by itself."""
+        blocks = self._blocks
+        for period in range(1, len(blocks)):
+            kinds = [blocks[start::period] for start in range(period)]
+            if len(blocks) % period == 0 and all(map(_even, kinds)):
+                return kinds
+        return [[block] for block in blocks]
 
 
-def _by_adapter(leaf: torch.Tensor, part: slice, by_row: bool, like: torch.Tensor) -> torch.Tensor:
-    """The rows or columns of a leaf as [adapters, rows, columns] of one matrix."""
-    count, rows, columns = like.shape
-    if by_row:
-        return leaf[part].view(count, rows, columns)
-    return leaf[:, part].view(rows, count, columns).transpose(0, 1)
+def _even(kind: Sequence[_Block]) -> bool:
+    """Whether the blocks are of one shape and follow each other at equal distances."""
+    first = kind[0]
+    return all(
+        (block.shape, block.strides) == (first.shape, first.strides)
+        and block.place - first.place == number * _step(kind, "place")
+        and block.begin - first.begin == number * _step(kind, "begin")
+        for number, block in enumerate(kind)
+    )
+
+
+def _step(kind: Sequence[_Block], name: str) -> int:
+    return getattr(kind[1], name) - getattr(kind[0], name) if len(kind) > 1 else 0
 
 
 def _stacked_shape(unit: Sequence[torch.nn.Parameter]) -> torch.Size:
