@@ -182,7 +182,9 @@ def measure(children: Children, model: Path, folder: Path, setting: Setting) -> 
     hardware, shape = this_machine(), read_shape(model)
     loop = choose(training, task("text"), chosen, params, shape.model_type, hardware.compute).loop
     counts = [min(len(text), setting.length) for text in texts]
-    lengths = Lengths(longest=max(counts), mean=statistics.fmean(counts), spread=statistics.pstdev(counts))
+    lengths = Lengths(
+        longest=max(counts), mean=statistics.fmean(counts), spread=statistics.pstdev(counts), rows=len(counts)
+    )
     needs = estimate(shape, chosen, params, training, hardware, lengths, loop=loop)
     return {
         "loop": loop,

@@ -66,8 +66,12 @@ class Run:
         sequences, lengths = self.task.sequences, self.lengths
         if lengths and lengths.longest > self.training.max_length:  # a shorter maximum cuts the mean, too
             longest = self.training.max_length
-            lengths = Lengths(
-                longest=longest, mean=min(lengths.mean, longest * sequences), spread=min(lengths.spread, longest)
+            lengths = lengths.model_copy(
+                update={
+                    "longest": longest,
+                    "mean": min(lengths.mean, longest * sequences),
+                    "spread": min(lengths.spread, longest),
+                }
             )
         loop = self.choice(hardware).loop
         return Planner(

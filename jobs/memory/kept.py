@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from jobs.methods.base import Method, Quantization
 
 FP32 = 4  # bytes
-_RARE = 2.5  # standard deviations: of a hundred steps about one has more tokens
+_MOST_STEPS = 300  # of a run whose rows were not counted
+_ONE_IN = 10  # runs: so many have a step with more tokens than is reckoned with
+_SKEW = 1.5  # of rows' lengths: most are short, a few long
 
 
 class Lengths(Frozen):
@@ -26,6 +29,7 @@ class Lengths(Frozen):
     longest: int  # of one text
     mean: float  # of a row, with all its texts
     spread: float  # of a row: the standard deviation
+    rows: int = 0  # 0 where they were not counted
 
     @classmethod
     def all(cls, length: int, sequences: int = 1) -> Lengths:
@@ -74,8 +78,16 @@ class Case:
     def step_tokens(self) -> int:
         """Of the longest step."""
         rows = self.training.batch_size * self.training.gradient_accumulation
-        likely = rows * self.lengths.mean + _RARE * self.lengths.spread * rows**0.5
-        return int(min(rows * self.row_tokens, max(likely * self.adapters, self.row_tokens)))
+        rows *= self.adapters
+        likely = rows * self.lengths.mean + self._deviations(rows) * self.lengths.spread * rows**0.5
+        return int(min(rows * self.longest * self.sequences, max(likely, self.row_tokens)))
+
+    def _deviations(self, rows: int) -> float:
+        """How many standard deviations the longest of a run's steps lies above their mean: the quantile of a normal
+        distribution, corrected for its skew (Cornish and Fisher 1938)."""
+        steps = self.training.steps(self.lengths.rows) if self.lengths.rows else self.training.max_steps or _MOST_STEPS
+        quantile = statistics.NormalDist().inv_cdf(1 - 1 / (_ONE_IN * max(steps, 1)))
+        return quantile + (quantile**2 - 1) * _SKEW / rows**0.5 / 6
 
     @cached_property
     def most_pack_tokens(self) -> int:

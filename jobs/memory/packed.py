@@ -23,11 +23,11 @@ _HEAD_NORMS = ("qwen3", "gemma3_text")  # queries and keys are normed, head by h
 _FOUR_NORMS = ("gemma2", "gemma3_text")  # before and after attention and MLP
 _CUBLAS = 130 << 20  # workspaces of the products, for each stream one
 # What CUDA's caching allocator keeps beyond what is in use, as a share of what passes come and go with. Measured on an
-# H100: packs of many sizes; recorded passes, whose small tensors share segments of 20 MiB.
-_SLACK, _RECORDED_SLACK = 0.08, 0.25
-_OTHER_SIZES = 0.4  # recorded passes of other sizes do not quite fit into each other's memory
+# H100, with segments that grow (jobs.rpc.child_environment).
+_SLACK = 0.02
+_OTHER_SIZES = 0.15  # recorded passes of other sizes do not quite fit into each other's memory
 # Recorded passes run on a stream of their own, which cannot use the holes that the joined weights left behind.
-_HOLES = 0.35
+_HOLES = 0.23
 _CPU_SLACK = 0.5  # what malloc keeps of what a step freed, measured
 
 
@@ -36,7 +36,7 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
     width, shape = case.width, case.shape
     on_gpu = case.hardware.device == "cuda"
     each, logit, evaluated = layer(case), _logit_bytes(case, on_gpu), _evaluated(case)
-    behind_a_token, unpacked = _behind_a_token(case, on_gpu), _unpacked(case)
+    behind_a_token = _behind_a_token(case, on_gpu)
 
     def kept(plan: MemoryPlan) -> Kept:
         tokens = case.pack_tokens(plan)
@@ -48,7 +48,7 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
         # and weights that are unpacked or turned.
         activations += 4 * tokens * shape.hidden_size * width
         logits = min(tokens, CHUNK) * shape.vocab_size * logit
-        behind = tokens * behind_a_token + unpacked
+        behind = tokens * behind_a_token + _unpacked(case, plan)
         return Kept(
             activations=int(activations),
             logits=logits,
@@ -69,9 +69,12 @@ def _behind_a_token(case: Case, on_gpu: bool) -> float:
     return (inner + shape.hidden_size) * width + rounded
 
 
-def _unpacked(case: Case) -> int:
-    """Bytes of the largest weights in the form that they are multiplied in."""
+def _unpacked(case: Case, plan: MemoryPlan) -> int:
+    """Bytes of weights in the form that they are multiplied in: of the largest product; where 4-bit ones are computed
+    twice, of a whole layer."""
     largest = 2 * case.shape.hidden_size * case.shape.intermediate_size
+    if case.quantization == "nf4" and plan.recomputed and case.fused:
+        largest = case.linear_parameters // max(case.shape.layers, 1)
     return largest * {"none": 0, "fp8": 1}.get(case.quantization, case.width)
 
 
@@ -140,10 +143,9 @@ def _slack(case: Case, plan: MemoryPlan, moving: float, on_gpu: bool) -> int:
     """What is reserved beyond what is in use."""
     if not on_gpu:
         return int(_CPU_SLACK * moving)
+    found, shape = _CUBLAS + _SLACK * moving, case.shape
     if not recorded(case, plan):
-        return int(_CUBLAS + _SLACK * moving)
-    found = _CUBLAS + _RECORDED_SLACK * moving
-    shape = case.shape
+        return int(found)
     if case.fused and case.quantization in ("none", "fp8"):
         joined = shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim + 2 * shape.intermediate_size
         found += _HOLES * joined * shape.hidden_size * shape.layers * case.width

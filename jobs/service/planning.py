@@ -314,7 +314,9 @@ def lengths_of(check: Preflight | None) -> Lengths | None:
     """What a data check found of the rows' lengths; None without one, or where no row is good."""
     if check is None or not check.good_rows:
         return None
-    return Lengths(longest=check.longest, mean=check.tokens / check.good_rows, spread=check.spread)
+    return Lengths(
+        longest=check.longest, mean=check.tokens / check.good_rows, spread=check.spread, rows=check.good_rows
+    )
 
 
 def _try(problems: list[str], call: Any) -> Any:

@@ -16,4 +16,4 @@ def lengths_of(rows: Sequence[Row]) -> Lengths:
     seen = rows[:: max(1, -(-len(rows) // _MOST))]
     counts = [len(row) for row in seen]
     texts = [max(len(row.input_ids), len(row.second.input_ids) if row.second else 0) for row in seen]
-    return Lengths(longest=max(texts), mean=statistics.fmean(counts), spread=statistics.pstdev(counts))
+    return Lengths(longest=max(texts), mean=statistics.fmean(counts), spread=statistics.pstdev(counts), rows=len(rows))

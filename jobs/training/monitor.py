@@ -65,6 +65,7 @@ class Monitor:
         self._evaluations = evaluation_steps(job.total_steps, job.spec.training.evaluations)
         self._log_every = max(1, job.total_steps // _LOG_LINES)
         self._pace = Pace()
+        self._once = 0.0  # seconds that `set_aside` was told of
         self._row_tokens = _mean_length(job)
         self._pause_seconds = 0.0  # of the latest evaluation
         self._mark = self._saved = time.perf_counter()
@@ -123,6 +124,10 @@ class Monitor:
             self.current_step = step + 1
         return self.ended is None
 
+    def set_aside(self, seconds: float) -> None:
+        """Of the time since the last step was told: what no later step will take."""
+        self._once += seconds
+
     def due(self, step: int) -> bool:
         """Whether `step_done` must see the weights as they are after this step. Where not, a loop may begin the next
         step and `report` this one later."""
@@ -146,7 +151,8 @@ class Monitor:
         """Tell what a step brought; nothing else follows from it. Raises LossIsNotANumber."""
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
-        self._pace.add(tokens, seconds)
+        self._pace.add(tokens, max(0.0, seconds - self._once))
+        self._once = 0.0
         self.progress = self.progress.model_copy(update={"step": step})
         self.current_step = step
         if not math.isfinite(loss):

@@ -50,6 +50,7 @@ class Float8:
 
     def __init__(self, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight, self._scales, self._bias = weight, scales, bias
+        self.keeps = False  # the way back turns the weights
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         rounded, scales = round_rows(x)

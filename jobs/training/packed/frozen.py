@@ -15,7 +15,10 @@ from jobs.training.packed import float8
 
 
 class Frozen(Protocol):
-    """Linear layers side by side: [tokens, in] to [tokens, the outputs of all]."""
+    """Linear layers side by side: [tokens, in] to [tokens, the outputs of all]. While `keeps` is set what a product was
+    computed with is kept for the way back, which follows at once."""
+
+    keeps: bool
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """x W^T + bias."""
@@ -42,6 +45,7 @@ def frozen(layers: Sequence[Any]) -> Frozen:
 class _Dense:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight, self._bias = weight, bias
+        self.keeps = False  # it is there anyway
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(x, self._weight, self._bias)
@@ -53,12 +57,17 @@ class _Dense:
 class _FourBits:
     def __init__(self, layers: Sequence[Any], bias: torch.Tensor | None) -> None:
         self._layers, self._bias = layers, bias
+        self.keeps = False
+        self._kept: torch.Tensor | None = None
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(x, self._matrix(x.dtype), self._bias)
+        matrix = self._matrix(x.dtype)
+        self._kept = matrix if self.keeps else None
+        return torch.nn.functional.linear(x, matrix, self._bias)
 
     def product_back(self, dy: torch.Tensor) -> torch.Tensor:
-        return dy @ self._matrix(dy.dtype)
+        matrix, self._kept = self._kept, None
+        return dy @ (self._matrix(dy.dtype) if matrix is None else matrix)
 
     def _matrix(self, dtype: torch.dtype) -> torch.Tensor:
         first = self._layers[0]

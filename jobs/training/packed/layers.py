@@ -53,8 +53,12 @@ class FusedLayer:
         return x + gated_mlp(h, self.gate_up, self.down, at.adapters, whole)
 
     @property
+    def groups(self) -> tuple[Group, ...]:
+        return self.qkv, self.o, self.gate_up, self.down
+
+    @property
     def leaves(self) -> list[torch.Tensor]:
-        return [leaf for group in (self.qkv, self.o, self.gate_up, self.down) for leaf in group.leaves]
+        return [leaf for group in self.groups for leaf in group.leaves]
 
     def _attention(self, h: torch.Tensor, at: Positions) -> torch.Tensor:
         cos, sin = (at.cos, at.sin) if self.turns else (None, None)

@@ -102,7 +102,11 @@ class _Crew:
 
     def _step(self, rows: Sequence[list[Row]]) -> _Step:
         """Begin it: nothing here waits for a GPU."""
+        recorded = self._passes.recording_seconds
         losses = self._gradients(rows)
+        if once := max(0.0, self._passes.recording_seconds - recorded):
+            for adapter in self._adapters:
+                adapter.monitor.set_aside(once)
         norms = torch.stack([adapter.clip() for adapter in self._adapters])
         if len(rows) > 1:
             # One adapter's numbers that are none reach the others' gradients, since 0 times one is none either: then

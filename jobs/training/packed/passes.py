@@ -6,6 +6,7 @@ for each of a few sizes (sizes.py), over buffers that stay where they are, and f
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,8 @@ from jobs.training.packed.packs import Pack
 from jobs.training.packed.sizes import Size, Sizes
 from jobs.training.rows import Row
 
-_OPERATIONS_A_SECOND = 1.5e14  # of the passes that are bound by launching; only to weigh padding against recording
-_SECONDS_A_LAYER = 0.006  # to record a pass
+_OPERATIONS_A_SECOND = 3.5e14  # of the passes that are bound by launching; only to weigh padding against recording
+_SECONDS_A_LAYER = 0.007  # to record a pass
 
 
 @dataclass
@@ -54,13 +55,15 @@ class Passes:
         self._device = device
         self._recorded: dict[Size, _Recorded] = {}
         self._sizes: Sizes | None = None
-        small = [pack for pack in sample if self._is_small(pack)]
-        # What weighs whole answers reads its numbers here in between, which no graph can.
-        if device.is_cuda and model.recordable and all(each.task.sequences == 1 for each in objectives):
+        self.recording_seconds = 0.0  # in all: what no later pass of the same size takes
+        # What weighs whole answers reads its numbers here in between, which no graph can. Recorded passes have memory
+        # of their own, so beside larger ones they would cost more than they save.
+        alone = all(each.task.sequences == 1 for each in objectives)
+        if device.is_cuda and model.recordable and alone and all(map(self._is_small, sample)):
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(device.name)
             self._sizes = Sizes(
-                small,
+                sample,
                 count,
                 token_cost=2 * model.operations_a_token / _OPERATIONS_A_SECOND,
                 size_cost=_SECONDS_A_LAYER * model.layers,
@@ -101,6 +104,7 @@ class Passes:
     def _record(self, batch: dict[str, torch.Tensor], warm_up: bool) -> _Recorded:
         """Recording computes nothing. Before the first one everything runs once, since kernels are compiled and
         libraries wake up on their first call, which cannot be recorded; what that adds to the gradients is undone."""
+        began = time.perf_counter()
         on_device = self._on_device(batch)
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
@@ -114,6 +118,7 @@ class Passes:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             losses = self._compute(on_device)
         current.wait_stream(self._stream)
+        self.recording_seconds += time.perf_counter() - began
         return _Recorded(graph, on_device, losses)
 
     def _ready(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -6,6 +6,8 @@ memory is very short the inputs wait in the host's memory, and travel while othe
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -39,12 +41,24 @@ class _Recompute(torch.autograd.Function):
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         kept = ctx.host.take(ctx.place) if ctx.host else ctx.saved_tensors[0]
         x = kept.detach().requires_grad_(ctx.needs_input_grad[0])
-        with torch.enable_grad():
+        with torch.enable_grad(), _keeping(ctx.layer):
             y = ctx.layer(x, ctx.at, whole=False)
         asked = [each for each in (x, *ctx.layer.leaves) if each.requires_grad]
         slopes = iter(torch.autograd.grad(y, asked, dy))
         dx = next(slopes) if x.requires_grad else None
         return dx, None, None, None, *slopes
+
+
+@contextlib.contextmanager
+def _keeping(layer: FusedLayer) -> Iterator[None]:
+    """4-bit weights that are unpacked in here are not unpacked once more for the slopes."""
+    for group in layer.groups:
+        group.frozen.keeps = True
+    try:
+        yield
+    finally:
+        for group in layer.groups:
+            group.frozen.keeps = False
 
 
 class HostMemory:
