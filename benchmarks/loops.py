@@ -187,6 +187,7 @@ def measure(trainers: children.Children, runs: list[RunFiles], skip: int) -> dic
         "peak_gb": round((run.result.peak_memory or 0) / 1e9, 2),
         "loss": [round(steps[0].values["loss"], 4), round(steps[-1].values["loss"], 4)],
         "grad_norm": [round(steps[0].values["grad_norm"], 4), round(steps[-1].values["grad_norm"], 4)],
+        "losses": [round(event.values["loss"], 4) for event in steps[9::10]],  # every tenth
         "time_left": time_left(steps),
         "first_loss_s": round(steps[0].time - run.began, 2),
         "imports_s": round(run.imports or 0, 2),

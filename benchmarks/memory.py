@@ -107,7 +107,7 @@ GPU_GRID = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grid", choices=("gpu",), help="instead of the settings below")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["30m", "135m"])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="of the grid; else of the settings")
     parser.add_argument("--methods", nargs="+", default=["lora", "qlora"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[256, 512])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4])
@@ -123,7 +123,7 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     spares = _SPARES if hardware.device == "cuda" else 1
     with tempfile.TemporaryDirectory() as scratch, Children(spares) as children:
-        for setting in GPU_GRID if options.grid else settings(options):
+        for setting in grid(options):
             if time.monotonic() - began > options.seconds:
                 print(f"{setting.words}  not begun: the time is up")
                 continue
@@ -136,9 +136,13 @@ def main() -> None:
     print(summary(results))
 
 
-def settings(options: argparse.Namespace) -> Iterator[Setting]:
-    grid = itertools.product(options.shapes, options.methods, options.lengths, options.batches, options.recompute)
-    for shape, name, length, batch, recompute in grid:
+def grid(options: argparse.Namespace) -> Iterator[Setting]:
+    if options.grid:
+        yield from (setting for setting in GPU_GRID if not options.shapes or setting.shape in options.shapes)
+        return
+    shapes = options.shapes or ["30m", "135m"]
+    settings = itertools.product(shapes, options.methods, options.lengths, options.batches, options.recompute)
+    for shape, name, length, batch, recompute in settings:
         yield Setting(shape, name, batch, length, bool(recompute))
 
 
