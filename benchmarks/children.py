@@ -29,7 +29,7 @@ def train(files: RunFiles, *, cold: bool = False) -> Told:
 
     Ends the program where the run does not complete.
     """
-    with Children(0) as children:
+    with Children(1) as children:
         return completed(children.train([files], cold=cold), files)[0]
 
 
@@ -42,14 +42,21 @@ def completed(told: list[Told], files: RunFiles) -> list[Told]:
 
 
 class Children:
-    """Trainers, one after another: so many of the next ones do their imports while one trains."""
+    """Trainers, one after another. So many are started at once, and do their imports before the first of them trains:
+    on a GPU's machine imports take as long as a short run, and beside one they would be felt."""
 
-    def __init__(self, spares: int) -> None:
-        self._spares = [_Child() for _ in range(spares)]
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
+        self._spares: list[_Child] = []
 
     def train(self, runs: list[RunFiles], *, cold: bool = False, limit: float = 1800) -> list[Told]:
-        """What stands in these run directories: of several, runs that share their steps. `limit` in seconds."""
-        self._spares.append(_Child())
+        """What stands in these run directories: of several, runs that share their steps. `limit` in seconds. `cold`: a
+        child that has imported nothing yet."""
+        if not self._spares:
+            self._spares = [_Child() for _ in range(self._at_once)]
+            for child in self._spares:
+                if not cold:
+                    child.wait()
         return self._spares.pop(0).train(runs, cold, limit)
 
     def __enter__(self) -> Children:
@@ -64,6 +71,7 @@ class Children:
 class _Child:
     def __init__(self) -> None:
         self._began = time.time()
+        self._imports: float | None = None
         self.process = subprocess.Popen(
             [sys.executable, "-m", "jobs.training.child", "--wait"],
             stdin=subprocess.PIPE,
@@ -72,13 +80,15 @@ class _Child:
             start_new_session=True,
         )
 
+    def wait(self) -> None:
+        """Until its imports are done."""
+        assert self.process.stdout
+        self.process.stdout.readline()
+        self._imports = time.time() - self._began
+
     def train(self, runs: list[RunFiles], cold: bool, limit: float) -> list[Told]:
-        process, imports, began = self.process, None, self._began
-        assert process.stdin and process.stdout
-        if not cold:
-            process.stdout.readline()
-            began = time.time()
-            imports = began - self._began
+        process, began = self.process, self._began if cold else time.time()
+        assert process.stdin
         alone = {"directory": str(runs[0].directory)}
         order = alone if len(runs) == 1 else {"together": [str(files.directory) for files in runs]}
         process.stdin.write(json.dumps(order).encode() + b"\n")
@@ -92,7 +102,7 @@ class _Child:
                 read_events(files.events, 0, 1 << 26)[0],
                 Result.model_validate_json(files.result.read_bytes()),
                 began,
-                imports,
+                self._imports,
             )
             for files in runs
         ]

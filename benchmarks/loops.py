@@ -30,10 +30,11 @@ from jobs.data.store import RowWriter
 from jobs.events import Metrics, Phase, Started
 from jobs.hardware import this_machine
 from jobs.rundir import RunFiles
+from jobs.shape import ModelShape, shape_of
 from jobs.spec import BaseModelRef, DatasetRef, RunSpec, TrainingParams
 
 RESULTS = Path(__file__).parent / "results"
-_SPARES = 2  # children that do their imports while others train
+_AT_ONCE = 4  # children whose imports are done before the first of them trains
 WORDS = 32_000  # the tokenizer knows so many, one token each
 
 # hidden, layers, heads, key-value heads, head size, inner, vocabulary, tied
@@ -56,17 +57,18 @@ class Work:
     steps: int = 24
     training: dict[str, Any] = field(default_factory=dict)
     method_params: dict[str, Any] = field(default_factory=dict)
+    beside: str | None = None  # the work that peers (benchmarks.peers) did instead
     adapters: int = 1  # runs that share their steps, each with rows and a rate of its own
 
 
 WORKS: dict[str, Work] = {
     "lora-16k": Work(rows=34),
     "lora-8k": Work(rows=17),
-    "lora-8k-fp8": Work(rows=17, method_params={"base_weights": "fp8"}),
-    "lora-8k-recompute": Work(rows=17, training={"recompute": "on"}),
+    "lora-8k-fp8": Work(rows=17, method_params={"base_weights": "fp8"}, beside="lora-8k"),
+    "lora-8k-recompute": Work(rows=17, training={"recompute": "on"}, beside="lora-8k"),
     "lora-2k-least": Work(rows=4, training={"memory_limit_gb": 18.0}),
     "qlora-8k": Work(rows=17, method="qlora"),
-    "qlora-8k-least": Work(rows=17, method="qlora", training={"memory_limit_gb": 8.9}),
+    "qlora-8k-least": Work(rows=17, method="qlora", training={"memory_limit_gb": 8.9}, beside="qlora-8k"),
     "dora-8k": Work(rows=17, method="dora"),
     "small": Work(rows=3, longest=512, steps=120),
     "small-eight": Work(rows=3, longest=512, steps=400, adapters=8),
@@ -111,6 +113,39 @@ def make_model(shape: str, folder: Path) -> Path:
     )
     fast.save_pretrained(target)
     return target
+
+
+def shape_of_model(shape: str) -> ModelShape:
+    """What jobs.shape reads of such a model's files, without making them."""
+    hidden, layers, heads, kv_heads, head_dim, inner, vocabulary, tied = SHAPES[shape]
+    sizes = {
+        "self_attn.q_proj": [heads * head_dim, hidden],
+        "self_attn.k_proj": [kv_heads * head_dim, hidden],
+        "self_attn.v_proj": [kv_heads * head_dim, hidden],
+        "self_attn.o_proj": [hidden, heads * head_dim],
+        "mlp.gate_proj": [inner, hidden],
+        "mlp.up_proj": [inner, hidden],
+        "mlp.down_proj": [hidden, inner],
+        "input_layernorm": [hidden],
+        "post_attention_layernorm": [hidden],
+    }
+    whole = {"model.embed_tokens": [vocabulary, hidden], "model.norm": [hidden]}
+    whole |= {} if tied else {"lm_head": [vocabulary, hidden]}
+    whole |= {f"model.layers.{number}.{name}": size for number in range(layers) for name, size in sizes.items()}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 8192,
+    }
+    tensors = {f"{name}.weight": {"dtype": "BF16", "shape": size} for name, size in whole.items()}
+    return shape_of(config, tensors, has_chat_template=False)
 
 
 def make_model_apart(shape: str, folder: Path) -> Path:
@@ -225,8 +260,8 @@ def main() -> None:
     hardware = this_machine()
     target = options.out or RESULTS / f"loops-{hardware.device}.json"
     found = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
-    spares = _SPARES if hardware.device == "cuda" else 0  # they would be felt on a few cores
-    with tempfile.TemporaryDirectory() as temporary, children.Children(spares) as trainers:
+    at_once = _AT_ONCE if hardware.device == "cuda" else 1
+    with tempfile.TemporaryDirectory() as temporary, children.Children(at_once) as trainers:
         folder = Path(temporary)
         for shape in options.shapes:
             model = make_model_apart(shape, options.models or folder)

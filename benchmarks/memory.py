@@ -19,28 +19,27 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from benchmarks.children import Children
-from benchmarks.loops import SHAPES, WORDS, documents, make_model_apart
+from benchmarks.loops import SHAPES, WORDS, documents, make_model_apart, shape_of_model
 from jobs.data.columns import Mapping, Shape
 from jobs.data.readers import Row
 from jobs.data.store import RowWriter
-from jobs.hardware import this_machine
+from jobs.hardware import Hardware, this_machine
 from jobs.loops import choose
 from jobs.memory.estimate import estimate
 from jobs.memory.kept import Lengths
 from jobs.methods import method
 from jobs.rundir import RunFiles
-from jobs.shape import read_shape
 from jobs.spec import BaseModelRef, DatasetRef, RunSpec, TrainingParams
 from jobs.tasks import task
 
 RESULTS = Path(__file__).parent / "results"
 STEPS, VARIED_STEPS = 3, 12
-_SPARES = 3  # children that do their imports while others train
+_AT_ONCE = 4  # children that do their imports together
 
 
 @dataclass(frozen=True)
@@ -115,14 +114,22 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further run after so many")
     parser.add_argument("--models", type=Path, help="where models are kept from one call to the next")
     parser.add_argument("--out", type=Path, help="where to write the JSON")
+    parser.add_argument(
+        "--again", type=Path, metavar="JSON", help="run nothing; predict once more what is stored there"
+    )
     options = parser.parse_args()
+    if options.again:
+        stored = predicted_again(json.loads(options.again.read_text(encoding="utf-8")))
+        options.again.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        print(summary(stored["results"]))
+        return
     began = time.monotonic()
     hardware = this_machine()
     out = options.out or RESULTS / f"memory-{hardware.device}.json"
     out.parent.mkdir(exist_ok=True)
     results: list[dict[str, Any]] = []
-    spares = _SPARES if hardware.device == "cuda" else 1
-    with tempfile.TemporaryDirectory() as scratch, Children(spares) as children:
+    at_once = _AT_ONCE if hardware.device == "cuda" else 1
+    with tempfile.TemporaryDirectory() as scratch, Children(at_once) as children:
         for setting in grid(options):
             if time.monotonic() - began > options.seconds:
                 print(f"{setting.words}  not begun: the time is up")
@@ -132,7 +139,7 @@ def main() -> None:
             results.append({**asdict(setting), **measure(children, model, folder, setting)})
             shutil.rmtree(folder)
             print(line(setting, results[-1]), flush=True)
-            out.write_text(json.dumps({"machine": hardware.name, "results": results}, indent=1) + "\n")
+            out.write_text(json.dumps({"hardware": hardware.model_dump(), "results": results}, indent=1) + "\n")
     print(summary(results))
 
 
@@ -149,12 +156,37 @@ def grid(options: argparse.Namespace) -> Iterator[Setting]:
 def measure(children: Children, model: Path, folder: Path, setting: Setting) -> dict[str, Any]:
     """One run's predicted and measured peak, in bytes."""
     folder.mkdir()
-    chosen = method(setting.method)
-    held = {"base_weights": setting.held} if setting.held != "full" else {}
-    params = type(chosen).Params(**held)  # type: ignore[arg-type]
-    steps = VARIED_STEPS if setting.varied else STEPS
-    training = TrainingParams(
-        max_steps=steps,
+    training = training_of(setting)
+    spec = RunSpec(
+        name="memory",
+        base_model=BaseModelRef(name=model.name, folder=model.resolve()),
+        dataset=DatasetRef(
+            name="words",
+            fingerprint="0",
+            rows=write_text_rows(folder / "rows.parquet", rows(setting, setting.batch * training.max_steps)),
+            mapping=Mapping(shape=Shape.TEXT, columns={"text": "text"}),
+        ),
+        task="text",
+        method=setting.method,
+        method_params=params_of(setting).model_dump(),
+        training=training,
+    )
+    files = RunFiles(folder)
+    files.spec.write_text(spec.model_dump_json(), encoding="utf-8")
+    began = time.monotonic()
+    result = children.train([files])[0].result
+    return {
+        **predicted(setting, this_machine()),
+        "measured": result.peak_memory if result.state == "completed" else None,
+        "loaded": children_log(files),
+        "failed": result.reason if result.state != "completed" else None,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def training_of(setting: Setting) -> TrainingParams:
+    return TrainingParams(
+        max_steps=VARIED_STEPS if setting.varied else STEPS,
         batch_size=setting.batch,
         max_length=setting.length,
         recompute="on" if setting.recompute else "auto",
@@ -164,41 +196,35 @@ def measure(children: Children, model: Path, folder: Path, setting: Setting) -> 
         evaluations=1,
         loop="plain" if setting.loop == "plain" else "auto",
     )
-    texts = rows(setting, setting.batch * steps)
-    spec = RunSpec(
-        name="memory",
-        base_model=BaseModelRef(name=model.name, folder=model.resolve()),
-        dataset=DatasetRef(
-            name="words",
-            fingerprint="0",
-            rows=write_text_rows(folder / "rows.parquet", texts),
-            mapping=Mapping(shape=Shape.TEXT, columns={"text": "text"}),
-        ),
-        task="text",
-        method=setting.method,
-        method_params=params.model_dump(),
-        training=training,
-    )
-    files = RunFiles(folder)
-    files.spec.write_text(spec.model_dump_json(), encoding="utf-8")
-    began = time.monotonic()
-    result = children.train([files])[0].result
-    hardware, shape = this_machine(), read_shape(model)
+
+
+def params_of(setting: Setting) -> Any:
+    held = {"base_weights": setting.held} if setting.held != "full" else {}
+    return type(method(setting.method)).Params(**held)  # type: ignore[arg-type]
+
+
+def predicted(setting: Setting, hardware: Hardware) -> dict[str, Any]:
+    """What the page would say before Start."""
+    chosen, params, training = method(setting.method), params_of(setting), training_of(setting)
+    shape = shape_of_model(setting.shape)
     loop = choose(training, task("text"), chosen, params, shape.model_type, hardware.compute).loop
-    counts = [min(len(text), setting.length) for text in texts]
+    counts = [min(len(text), setting.length) for text in rows(setting, setting.batch * training.max_steps)]
     lengths = Lengths(
         longest=max(counts), mean=statistics.fmean(counts), spread=statistics.pstdev(counts), rows=len(counts)
     )
     needs = estimate(shape, chosen, params, training, hardware, lengths, loop=loop)
-    return {
-        "loop": loop,
-        "predicted": needs.total,
-        "parts": needs.model_dump(),
-        "measured": result.peak_memory if result.state == "completed" else None,
-        "loaded": children_log(files),
-        "failed": result.reason if result.state != "completed" else None,
-        "seconds": round(time.monotonic() - began, 1),
-    }
+    return {"loop": loop, "predicted": needs.total, "parts": needs.model_dump()}
+
+
+def predicted_again(stored: dict[str, Any]) -> dict[str, Any]:
+    """Stored results with what the estimate says now."""
+    hardware = Hardware(**stored["hardware"])
+    names = {field.name for field in fields(Setting)}
+    again = [
+        {**each, **predicted(Setting(**{name: each[name] for name in names if name in each}), hardware)}
+        for each in stored["results"]
+    ]
+    return {**stored, "results": again}
 
 
 def children_log(files: RunFiles) -> str | None:

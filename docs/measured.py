@@ -45,10 +45,13 @@ class Compared:
     @property
     def words(self) -> str:
         shape, work = self.name.split()
-        recompute = ", recompute" if WORKS[work].training.get("recompute") else ""
+        training, params = WORKS[work].training, WORKS[work].method_params
+        limit = training.get("memory_limit_gb")
+        more = ", recompute" if training.get("recompute") else f", told to stay within {limit} GB" if limit else ""
+        more += ", base in 8-bit floats" if params.get("base_weights") == "fp8" else ""
         label = method(WORKS[work].method).label.split(" (")[0]
         size = shape.removeprefix("llama").upper()
-        return f"Llama {size}, {label}{recompute}, {short(self.graft['tokens_a_step'])} tokens a step"
+        return f"Llama {size}, {label}{more}, {short(self.graft['tokens_a_step'])} tokens a step"
 
     @property
     def ratio(self) -> str:
@@ -66,12 +69,14 @@ class Compared:
 
 
 def compared(graft: dict[str, Figures], peers: dict[str, Figures]) -> Iterator[Compared]:
-    """The works that both Graft's packed loop and a peer did. Where Graft was told to recompute, only peers that do are
-    its peers; where it was not, all are: one that does so may be faster than its own choice without, or need to."""
+    """The works that Graft's packed loop did, and a peer the same or `Work.beside` it. Where Graft was told
+    to recompute, or to save memory, only peers that recompute are its peers; else all are: one that does so may be
+    faster than its own choice without, or need to."""
     for name, ours in graft.items():
         shape, work, loop = name.split()
-        recompute = bool(work in WORKS and WORKS[work].training.get("recompute"))
-        prefix = f"{shape} {work.removesuffix('-recompute')} "
+        training = WORKS[work].training
+        recompute = bool(training.get("recompute") or training.get("memory_limit_gb"))
+        prefix = f"{shape} {WORKS[work].beside or work} "
         theirs = {
             each.removeprefix(prefix): found
             for each, found in peers.items()
@@ -158,4 +163,4 @@ def cpu() -> list[str]:
 
 def memory() -> list[str]:
     found = results("memory-cuda")
-    return [f"On one {found['machine']}: {summary(found['results'])}."]
+    return [f"On one {found['hardware']['name']}: {summary(found['results'])}."]

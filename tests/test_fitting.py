@@ -193,7 +193,7 @@ def test_the_packed_loop_arranges_itself_where_it_may() -> None:
     roomy, shorter, short, least = (before.planned(gpu(gigabytes))[0] for gigabytes in (80, 48, 24, 20))
     assert roomy.pack_tokens > shorter.pack_tokens > short.pack_tokens
     assert roomy.embedding_on_host is False and short.embedding_on_host
-    assert roomy.recomputed == short.recomputed == 0 < least.recomputed
+    assert roomy.recomputed == 0 <= short.recomputed < least.recomputed
 
 
 def test_a_memory_limit_is_kept_and_never_raised() -> None:

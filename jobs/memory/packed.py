@@ -13,7 +13,9 @@ from jobs.memory.plan import MemoryPlan
 
 # The packed loop's own sizes, which decide what it keeps: jobs.training.packed takes them from here.
 CHUNK = 1_024  # tokens whose logits are made at once; at 128k words of vocabulary a quarter of a gigabyte
-LAUNCH_BOUND = 2.5e13  # operations of a forward pass: fewer are computed in less time than the kernels take to launch
+# Operations of a forward pass, for each layer: fewer are computed in less time than the kernels take to launch. A
+# layer's take about a millisecond, forward and back; twice that is reckoned with, for slow or busy processors.
+LAUNCH_BOUND = 5e11
 # Tokens of one batch of an evaluation, which makes all its logits: a micro-batch that the packed loop trains chunk by
 # chunk would be far too much.
 EVALUATED_AT_ONCE = 2_048
@@ -26,8 +28,9 @@ _CUBLAS = 130 << 20  # workspaces of the products, for each stream one
 # H100, with segments that grow (jobs.rpc.child_environment).
 _SLACK = 0.02
 _OTHER_SIZES = 0.15  # recorded passes of other sizes do not quite fit into each other's memory
-# Recorded passes run on a stream of their own, which cannot use the holes that the joined weights left behind.
-_HOLES = 0.23
+# Of the weights that were joined, what lies in holes that are not filled again: recorded passes run on a stream of
+# their own, which cannot use them.
+_HOLES, _RECORDED_HOLES = 0.12, 0.23
 _CPU_SLACK = 0.5  # what malloc keeps of what a step freed, measured
 
 
@@ -97,7 +100,7 @@ def recorded(case: Case, plan: MemoryPlan) -> bool:
     random = bool(getattr(case.params, "dropout", 0))
     if case.sequences > 1 or plan.offloaded:  # what weighs whole answers reads its numbers in between
         return False
-    return 2 * held * case.pack_tokens(plan) <= LAUNCH_BOUND and not (random and plan.recomputed)
+    return 2 * held * case.pack_tokens(plan) <= LAUNCH_BOUND * shape.layers and not (random and plan.recomputed)
 
 
 def layer(case: Case) -> float:
@@ -144,11 +147,11 @@ def _slack(case: Case, plan: MemoryPlan, moving: float, on_gpu: bool) -> int:
     if not on_gpu:
         return int(_CPU_SLACK * moving)
     found, shape = _CUBLAS + _SLACK * moving, case.shape
-    if not recorded(case, plan):
-        return int(found)
+    records = recorded(case, plan)
     if case.fused and case.quantization in ("none", "fp8"):
         joined = shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim + 2 * shape.intermediate_size
-        found += _HOLES * joined * shape.hidden_size * shape.layers * case.width
-    if case.lengths.spread:
+        holes = _RECORDED_HOLES if records else _HOLES
+        found += holes * joined * shape.hidden_size * shape.layers * case.width
+    if records and case.lengths.spread:
         found += _OTHER_SIZES * moving
     return int(found)

@@ -85,7 +85,7 @@ class Passes:
         return recorded.losses.clone()
 
     def _is_small(self, pack: Pack) -> bool:
-        return pack.tokens * self._model.operations_a_token <= LAUNCH_BOUND
+        return pack.tokens * self._model.operations_a_token <= LAUNCH_BOUND * self._model.layers
 
     def _compute(self, batch: dict[str, torch.Tensor], rows: Sequence[Row] = ()) -> torch.Tensor:
         self._leaves.begin_pass()
