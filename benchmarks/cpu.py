@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.children import Children
 from benchmarks.loops import measure
 from jobs.data.columns import Mapping, Shape
 from jobs.data.readers import Row
@@ -67,7 +68,8 @@ def graft(base: Path, folder: Path, loop: str, steps: int) -> dict[str, Any]:
         ),
     )
     files.spec.write_text(spec.model_dump_json(), encoding="utf-8")
-    return measure(files, SKIP)
+    with Children(1) as trainers:
+        return measure(trainers, [files], SKIP)
 
 
 def trl_in_a_process(base: Path, folder: Path, steps: int) -> dict[str, Any]:
@@ -171,7 +173,8 @@ def main() -> None:
                 "plain": graft(options.base, folder / "plain", "plain", options.steps),
             }
         for name, figures in found.items():
-            figures.pop("phases", None)
+            for more in ("phases", "losses", "time_left", "why"):
+                figures.pop(more, None)
             print(f"round {number + 1} {name}", json.dumps(figures), flush=True)
         rounds.append(found)
     ratios = {}

@@ -114,6 +114,7 @@ def training_page() -> list[str]:
         {
             "known": _packed_loop_knows,
             "measured": measured.loops,
+            "curves": measured.curves,
             "peers": measured.peers,
             "cpu": measured.cpu,
             "memory": measured.memory,
@@ -141,7 +142,7 @@ def _filled(name: str, parts: dict[str, Callable[[], list[str]]]) -> list[str]:
 def _packed_loop_knows() -> list[str]:
     return [
         f"- Methods: {', '.join(chosen.label for chosen in all_methods().values() if chosen.packs)}; on a base in full",
-        "  precision or 4 bits",
+        "  precision, 4 bits or, on a GPU that multiplies them, 8-bit floats",
         f"- Tasks: {', '.join(task.label for task in all_tasks().values() if task.packs)}",
         f"- Decoders: {', '.join(FUSED)} in layers of its own; {', '.join(sorted({*FAMILIES} - {*FUSED}))} in",
         "  transformers' layers, with its attention and its LoRA",
