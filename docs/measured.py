@@ -43,8 +43,8 @@ def curves() -> list[str]:
         if "-fp8" in name and len(rounded.get("losses", [])) == len(exact.get("losses", [])) >= 20:
             apart = max(abs(a / b - 1) for a, b in zip(rounded["losses"], exact["losses"], strict=True))
             said += [
-                f"- {name.split()[0]}, {10 * len(rounded['losses'])} steps: with the base in 8-bit floats the loss stays "
-                f"within {100 * apart:.2f} % of that in 16 bits (every tenth step).",
+                f"- {name.split()[0]}, {10 * len(rounded['losses'])} steps: with the base in 8-bit floats the loss "
+                f"stays within {100 * apart:.2f} % of that in 16 bits (every tenth step).",
             ]
     left = [(name, each["time_left"]) for name, each in found.items() if each.get("time_left")]
     if left:
