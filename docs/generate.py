@@ -117,6 +117,7 @@ def training_page() -> list[str]:
             "curves": measured.curves,
             "peers": measured.peers,
             "cpu": measured.cpu,
+            "page": measured.page,
             "memory": measured.memory,
         },
     )

@@ -180,6 +180,23 @@ def cpu() -> list[str]:
     return table(["Precision", "Packed", "Plain", "TRL", "Packed over TRL", "First loss, s (packed)"], rows)
 
 
+def page() -> list[str]:
+    found = results("page")
+    if not found:
+        return []
+    names = {"summary": "A changed setting, answered", "html": "A page's HTML", "page": "A page opened, drawn"}
+    rows = [
+        [words, *(f"{found[when][name]['p50']}, {found[when][name]['max']}" for when in ("idle", "training"))]
+        for name, words in names.items()
+    ]
+    return [
+        f"On {found['hardware']['cores']} cores. From the click to the first loss on the page: "
+        f"{found['first_step_on_the_page_s']} s.",
+        "",
+        *table(["Median, worst", "Idle", "While it trains"], rows),
+    ]
+
+
 def memory() -> list[str]:
     found = results("memory-cuda")
     return [f"On one {found['hardware']['name']}: {summary(found['results'])}."]
