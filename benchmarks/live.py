@@ -185,7 +185,8 @@ def worker_of(server: Server) -> psutil.Process:
 
 def latencies(times: dict[int, float], drawn: list[tuple[int, float]]) -> list[float]:
     """Milliseconds from writing to drawing; a step is drawn with the first drawing that shows it or a later one."""
-    found, drawings = [], iter(sorted(drawn, key=lambda one: one[1]))
+    found: list[float] = []
+    drawings = iter(sorted(drawn, key=lambda one: one[1]))
     step, at = next(drawings, (-1, 0.0))
     for wanted in sorted(times):
         while step is None or step < wanted:
