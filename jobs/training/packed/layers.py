@@ -14,7 +14,8 @@ import torch
 
 from jobs.loops import FUSED
 from jobs.training.packed.attention import attend
-from jobs.training.packed.groups import Group, Heads, can_group, gated_mlp, group_of, project, project_heads
+from jobs.training.packed.grouping import can_group, group_of
+from jobs.training.packed.groups import Group, Heads, gated_mlp, project, project_heads
 from jobs.training.packed.leaves import Leaves
 from jobs.training.packed.pieces import add_norm, norm, rotate
 
