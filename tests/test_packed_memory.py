@@ -15,6 +15,7 @@ from tests.rundirs import make_run, series, train_here
 from tests.test_packed_loop import packed_model, random_rows, run_in, started, tensors, with_lora
 
 torch = pytest.importorskip("torch")
+from jobs.training.packed.model import PackedModel  # noqa: E402
 from jobs.training.packed.packs import lay_out  # noqa: E402
 from jobs.training.packed.passes import Passes  # noqa: E402
 
@@ -94,6 +95,25 @@ def test_where_nothing_needs_less_the_run_says_that_memory_ran_out(
     assert result.state == "failed" and result.reason and "memory" in result.reason
     assert 2 <= len(passes.tokens) < 20, "it tries a few plans, each once"
     assert "layers are computed twice" in caplog.text
+
+
+def test_where_not_even_the_smaller_plan_can_be_set_up_it_says_so_too(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[PackedModel] = []
+    real = PackedModel.__init__
+
+    def make(self: PackedModel, *given: Any, **more: Any) -> None:
+        made.append(self)
+        if len(made) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.")
+        real(self, *given, **more)
+
+    monkeypatch.setattr(PackedModel, "__init__", make)
+    RunsOut(monkeypatch, lambda number: True)
+    result = train_here(ships(tmp_path / "run", tiny_llama))
+    assert len(made) == 2
+    assert result.state == "failed" and result.reason and "Ran out of GPU memory" in result.reason
 
 
 @pytest.mark.gpu

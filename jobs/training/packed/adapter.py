@@ -60,8 +60,8 @@ class Adapter:
     def step(self, broken: torch.Tensor | None) -> None:
         """Take it with these gradients; the weights stay as they are where `broken` on the device is not 0."""
         self._told.append((float(self._schedule.get_last_lr()[0]), self.job.objective.step_values()))
-        if broken is not None:
-            self._optimizer.found_inf = broken  # type: ignore[attr-defined]  # PyTorch's way to skip without waiting
+        # PyTorch's way to skip without waiting. None, too: what was set for an earlier step would skip this one.
+        self._optimizer.found_inf = broken  # type: ignore[attr-defined]
         self._optimizer.step()
         self._schedule.step()
         self._number += 1

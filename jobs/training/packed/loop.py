@@ -45,12 +45,11 @@ def train_together(runs: Sequence[tuple[Job, Monitor]], left: Callable[[int, Exc
     adapters = [Adapter(place, job, monitor) for place, (job, monitor) in enumerate(runs)]
     while adapters:
         crew = _Crew(adapters)
-        try:
-            for adapter in adapters:
-                adapter.begin()
-            crew.step_until_one_ends()
-        finally:
-            crew.release()
+        for adapter in adapters:
+            adapter.begin()
+        crew.step_until_one_ends()
+        crew.release()
+        del crew  # with its leaves and recorded passes, before the next one makes its own
         for adapter in adapters:
             if adapter.ended:
                 left(adapter.place, adapter.error)
