@@ -13,6 +13,7 @@ from jobs.events import Metrics
 from jobs.result import Result
 from jobs.rundir import RunFiles
 from jobs.spec import RunSpec
+from tests import decoders, tiny
 from tests.rundirs import CHILD, ROOT, events, make_run, series, train_here
 
 torch = pytest.importorskip("torch")
@@ -75,14 +76,17 @@ def test_each_ends_with_the_weights_that_it_has_alone(method: str, tmp_path: Pat
         assert_same(one, other)
 
 
-def test_one_that_goes_wrong_leaves_the_others_alone(tmp_path: Path, tiny_llama: Path) -> None:
+@pytest.mark.parametrize("after", ((), DIFFERENT[1:2]), ids=("one other", "two others"))
+def test_one_that_goes_wrong_leaves_the_others_alone(
+    after: tuple[dict[str, Any], ...], tmp_path: Path, tiny_llama: Path
+) -> None:
     wild = {"training": {"learning_rate": 1.0, "max_grad_norm": 0, "batch_size": 1, "schedule": "constant"}}
-    kinds = (DIFFERENT[0], {**wild, "method_params": {"r": 4, "alpha": 512}}, DIFFERENT[1])
+    kinds = (DIFFERENT[0], {**wild, "method_params": {"r": 4, "alpha": 512}}, *after)
     alone, shared = (runs_in(tmp_path / name, tiny_llama, kinds) for name in ("alone", "shared"))
     results = together_with_a_broken_one(shared, broken=1)
-    assert [result.state for result in results] == ["completed", "failed", "completed"]
+    assert [result.state for result in results] == ["completed", "failed", "completed"][: len(kinds)]
     assert "not-a-number at step 3" in (results[1].reason or "")
-    for place in (0, 2):
+    for place in (0, 2)[: 1 + len(after)]:
         assert train_here(alone[place]).state == "completed"
         assert_same(alone[place], shared[place])
 
@@ -157,3 +161,12 @@ def test_what_cannot_share_steps_is_told_and_nothing_is_trained(
     for result, files in zip(together(runs), runs, strict=True):
         assert result.state == "failed" and reason in (result.reason or "")
         assert not series(files, "loss")
+
+
+def test_models_whose_layers_are_transformers_own_are_told_to_train_apart(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    decoders.build("gemma3_text").save_pretrained(model)
+    tiny.build_tokenizer().save_pretrained(model)
+    for result in together(runs_in(tmp_path, model, DIFFERENT[:2])):
+        assert result.state == "failed"
+        assert "gemma3_text" in (result.reason or "") and "Start each by itself" in (result.reason or "")

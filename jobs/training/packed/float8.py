@@ -2,12 +2,13 @@
 
 Each row of the weights has a scale of its own, kept beside it; each row of what they are multiplied with gets one anew
 for every product (Micikevicius et al. 2022). On the way back the weights' scales stand on the side that is summed over:
-they go into the slope before that is rounded. Sums are in 32 bits. Adapters, norms, embeddings and the output head stay
-in 16 bits.
+they go into the slope before that is rounded. Sums are the GPU's fast ones, somewhat short of 32 bits. Adapters, norms,
+embeddings and the output head stay in 16 bits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,15 +26,19 @@ class Float8Linear(torch.nn.Linear):
         return linear(x.reshape(-1, x.shape[-1]), self).view(*x.shape[:-1], -1)
 
 
-def round_layers(module: torch.nn.Module) -> None:
-    """Hold the linear layers of a module, bare ones and those under PEFT's, in 8-bit floats from now on."""
-    for layer in module.modules():
+def round_layers(alike: Sequence[torch.nn.Module]) -> None:
+    """Hold the linear layers of a module, bare ones and those under PEFT's, in 8-bit floats from now on: of several
+    around the same weights each the same, so that nobody holds, or computes with, the wide ones."""
+    for layers in zip(*(module.modules() for module in alike), strict=True):
+        first = layers[0]
         # Not what is trained: PEFT's A and B are linear layers, too.
-        if type(layer) is torch.nn.Linear and not layer.weight.requires_grad and _divides(layer):
-            rounded, scales = round_rows_reference(layer.weight.detach())
-            layer.weight = torch.nn.Parameter(rounded, requires_grad=False)
-            layer.__class__ = Float8Linear
-            layer.register_buffer("scales", scales, persistent=False)
+        if type(first) is torch.nn.Linear and not first.weight.requires_grad and _divides(first):
+            rounded, scales = round_rows_reference(first.weight.detach())
+            weight = torch.nn.Parameter(rounded, requires_grad=False)
+            for layer in layers:
+                layer.weight = weight
+                layer.__class__ = Float8Linear
+                layer.register_buffer("scales", scales, persistent=False)
 
 
 def holds(layer: Any) -> bool:

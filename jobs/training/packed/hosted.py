@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,8 +38,11 @@ def is_moved(decoder: Any) -> bool:
     return isinstance(decoder.embed_tokens, HostEmbedding)
 
 
-def move(decoder: Any) -> HostEmbedding:
-    """Put the decoder's embedding into the host's memory, where it is not there yet."""
-    if not is_moved(decoder):
-        decoder.embed_tokens = HostEmbedding(decoder.embed_tokens)
-    return decoder.embed_tokens  # type: ignore[no-any-return]
+def move(decoders: Sequence[Any]) -> HostEmbedding:
+    """Put the embedding that these decoders share into the host's memory, where it is not there yet."""
+    first = decoders[0]
+    if not is_moved(first):
+        embedding = HostEmbedding(first.embed_tokens)
+        for decoder in decoders:
+            decoder.embed_tokens = embedding
+    return first.embed_tokens  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from jobs.errors import UserError
 from jobs.memory.plan import MemoryPlan
 from jobs.training.packed import attention, float8, hosted
 from jobs.training.packed.flat import FlatWeights
@@ -51,9 +52,14 @@ class PackedModel:
         self.longest = longest
         self.weights = weights
         self._fuses = can_fuse(base, self._decoder)
-        assert self._fuses or len(models) == 1, "only layers of our own know whose a token is"
+        decoders = [_parts(model)[1] for model in models]
+        if len(models) > 1 and not self._fuses:  # only layers of our own know whose a token is
+            raise UserError(
+                f"These runs cannot be trained together: the packed loop has no layers of its own for such models as "
+                f"this one (of the kind {base.config.model_type}). Start each by itself."
+            )
         if rounded:
-            float8.round_layers(self._decoder.layers)
+            float8.round_layers([decoder.layers for decoder in decoders])
         self.leaves: Leaves
         self._lora = []
         if len(models) == 1:
@@ -63,8 +69,8 @@ class PackedModel:
             fuse(self._lora, functools.partial(_value, leaves=own, in_stacks=in_stacks))
         else:
             self.leaves = JoinedLeaves(weights, dtype)
-        self._embedding = hosted.move(self._decoder) if self._moves_embedding(plan) else None
-        self._forwards = self._forwards_of(models, plan)
+        self._embedding = hosted.move(decoders) if self._moves_embedding(plan) else None
+        self._forwards = self._forwards_of(decoders, plan)
         # What draws random numbers again when it is recomputed reads the generator's state, which no graph can; nor can
         # it wait for the host's memory.
         self.recordable = not (self._random and plan.recomputed) and not plan.offloaded
@@ -133,12 +139,12 @@ class PackedModel:
         moves = plan.embedding_on_host and hosted.can_move(self._decoder, self._head.weight)
         return moves or hosted.is_moved(self._decoder)  # for an earlier plan: there it stays
 
-    def _forwards_of(self, models: Sequence[Any], plan: MemoryPlan) -> list[Callable[..., Any]]:
+    def _forwards_of(self, decoders: Sequence[Any], plan: MemoryPlan) -> list[Callable[..., Any]]:
         found: list[Callable[..., Any]] = []
         again = self._recomputed(plan)
         host = HostMemory() if plan.offloaded and self._fuses else None
         if self._fuses:
-            for index, fused in enumerate(fused_layers([_parts(model)[1] for model in models], self.leaves)):
+            for index, fused in enumerate(fused_layers(decoders, self.leaves)):
                 found.append(Recomputed(fused, host) if index in again else fused)
             return found
         through = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=self._random)

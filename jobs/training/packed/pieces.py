@@ -107,7 +107,7 @@ def rotate_reference_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sig
 
 
 def gate(both: torch.Tensor) -> torch.Tensor:
-    """silu(gate) x up of [tokens, gate | up]. No autograd: the MLP's own backward pass calls `gate_backward`."""
+    """silu(gate) x up of [tokens, gate | up]. No autograd: the MLP's own backward pass calls `gate_backward_`."""
     if both.is_cuda:
         from jobs.training.packed import kernels
 
