@@ -1,7 +1,7 @@
 """Predicted against measured peak memory: real training children on random weights of known shapes.
 
     python -m benchmarks.memory                                  # small shapes, for a CPU
-    python -m benchmarks.memory --grid gpu --seconds 450         # 34 settings from 1 to 8 billion parameters, for a GPU
+    python -m benchmarks.memory --grid gpu --seconds 450         # 35 settings from 1 to 8 billion parameters, for a GPU
     python -m benchmarks.memory --shapes llama1b --methods lora qlora
 
 Each setting is a whole run (jobs.training.child in its own process) of a few steps on rows of exactly the maximum

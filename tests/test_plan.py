@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.hardware import Hardware
-from jobs.memory.estimate import Estimate, Planner, budget
+from jobs.memory.estimate import Estimate, Planner, budget, fits
 from jobs.memory.kept import Lengths
 from jobs.memory.plan import MemoryPlan
 from jobs.methods import method
@@ -95,6 +95,16 @@ def test_a_memory_limit_plans_as_that_much_memory_would() -> None:
     roomy = planned("8b", "qlora", gpu(24))
     assert planned("8b", "qlora", gpu(24), memory_limit_gb=500) == roomy, "a limit adds no memory"
     assert planned("8b", "qlora", gpu(24), memory_limit_gb=0) == roomy
+
+
+def test_a_base_that_is_rounded_once_it_is_loaded_needs_what_loading_takes() -> None:
+    loaded = llama("8b").parameters * 2
+    each = planner("8b", "lora", gpu(80), base_weights="fp8", batch_size=1, max_length=256)
+    for plan in each.plans:
+        assert each.of(plan).total >= loaded
+    assert not fits(planned("8b", "lora", gpu(14), base_weights="fp8")[1], gpu(14), TrainingParams())
+    large = planned("8b", "lora", gpu(80), base_weights="fp8", batch_size=64, recompute="off")[1]
+    assert large.base < loaded < large.total, "later it takes less, and leaves room for the rest"
 
 
 def test_only_a_gpu_leaves_anything_to_the_host() -> None:

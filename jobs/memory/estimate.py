@@ -147,7 +147,10 @@ class Planner:
 
     def of(self, plan: MemoryPlan) -> Estimate:
         """The peak with this plan."""
-        return Estimate(**self._parts(plan))
+        parts, case = self._parts(plan), self._case
+        if case.quantization == "fp8":  # it is loaded in 16 bits, all of it, before it is rounded
+            parts["workspace"] += max(0, case.shape.parameters * case.width - sum(parts.values()))
+        return Estimate(**parts)
 
     def _total(self, plan: MemoryPlan) -> int:
         return sum(self._parts(plan).values())
