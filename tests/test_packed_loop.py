@@ -251,6 +251,27 @@ def test_on_the_starter_the_curves_of_200_steps_lie_on_each_other(tmp_path: Path
     assert np.abs(one - other).max() < 0.02 * one.max()
 
 
+def test_gradients_that_are_no_numbers_in_the_last_step_are_not_saved(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No later step's loss, and without validation rows nothing else, would tell of them."""
+    from jobs.training.packed.adapter import Adapter
+
+    real = Adapter.clip
+
+    def clip(self: Adapter) -> Any:
+        if self.steps_left == 1:
+            self.weights.gradients.mul_(float("nan"))
+        return real(self)
+
+    monkeypatch.setattr(Adapter, "clip", clip)
+    training = {"max_steps": 3, "validation_percent": 0, "early_stop": 0, "evaluations": 1}
+    files = run_in("auto", tmp_path / "run", tiny_llama, training=training)
+    result = train_here(files)
+    assert result.state == "failed" and "not-a-number at step 3" in (result.reason or "")
+    assert not files.adapter.exists() and not list(files.checkpoints.iterdir())
+
+
 def test_a_run_says_why_it_goes_the_plain_way(tmp_path: Path, tiny_llama: Path) -> None:
     files = run_in("auto", tmp_path / "run", tiny_llama, method="ia3", method_params={}, training={"max_steps": 1})
     assert train_here(files).state == "completed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -91,6 +92,8 @@ class Adapter:
             "measures": measures,
         }
         try:
+            if not math.isfinite(norm):  # nor are the weights numbers any more: they must not be saved
+                raise LossIsNotANumber(number)
             if began:
                 self.monitor.report(number, **step)
             else:
