@@ -133,8 +133,8 @@ def measured_text(measured: int, predicted: int | None) -> str:
     """The peak, and how far off the prediction was."""
     if not predicted:
         return bytes_text(measured)
-    off = round(100 * (predicted / measured - 1))
-    said = "as predicted" if off == 0 else f"{abs(off)} % {'less' if off > 0 else 'more'} than predicted"
+    off = round(100 * (measured / predicted - 1))
+    said = "as predicted" if off == 0 else f"{abs(off)} % {'more' if off > 0 else 'less'} than predicted"
     return f"{bytes_text(measured)}, {said}"
 
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
-from jobs.loops import Choice, choose
+from jobs.loops import Choice, choose, problem
 from jobs.memory.estimate import Estimate, Planner, fits
 from jobs.memory.kept import Lengths
 from jobs.memory.plan import MemoryPlan
@@ -183,7 +183,10 @@ def _changed(run: Run, params: dict[str, Any], training: dict[str, Any], hardwar
         return None
     if run.method.check(changed.params, run.shape, hardware):
         return None
-    return changed if changed.choice(hardware).loop == run.choice(hardware).loop else None
+    choice = changed.choice(hardware)
+    if problem(choice, changed.task, changed.method, changed.params):
+        return None
+    return changed if choice.loop == run.choice(hardware).loop else None
 
 
 def _rows_at_once(run: Run, batch: tuple[int, int]) -> Run:

@@ -46,11 +46,18 @@ def choose(training: TrainingParams, task: Task, method: Method, params: Any, mo
     return Choice(loop="packed", why="Packed loop: rows one after another without padding, LoRA and loss fused.")
 
 
-def problem(choice: Choice, method: Method, params: Any) -> str | None:
+def problem(choice: Choice, task: Task, method: Method, params: Any) -> str | None:
     """What forbids a run in its loop; None where nothing does."""
-    if choice.loop == "packed" or method.quantization(params) != "fp8":
+    if method.quantization(params) != "fp8":
         return None
-    return f"You set Base weights to 8-bit floats, which only the packed loop trains beside. {choice.why}"
+    if choice.loop == "plain":
+        return f"You set Base weights to 8-bit floats, which only the packed loop trains beside. {choice.why}"
+    if task.sequences > 1:
+        return (
+            f"You set Base weights to 8-bit floats, but {task.label} holds the model against itself in full precision. "
+            "Choose another form of the base."
+        )
+    return None
 
 
 def why_apart(specs: Sequence[RunSpec]) -> str | None:

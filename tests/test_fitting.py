@@ -245,3 +245,12 @@ def test_every_method_can_be_fitted_and_recomputes_only_where_it_can(name: str) 
         assert found.training.recompute == "auto", "it is as it was"
         assert before.method.recomputes or not with_settings(before, found).planned(gpu(gigabytes))[0].recomputed
         assert not before.method.check(with_settings(before, found).params, before.shape, gpu(80)) or not found.fits
+
+
+def test_8_bit_floats_are_set_only_where_the_page_takes_them() -> None:
+    """Not for a task that the packed loop does not know, nor for pairs held against the base in full precision."""
+    hardware = gpu(18).model_copy(update={"fp8": True})
+    assert fit(run("8b", loop="auto", recompute="off"), hardware).params["base_weights"] == "fp8"
+    for name in ("kto", "dpo"):
+        before = Run(**{**vars(run("8b")), "task": task(name)})
+        assert fit(before, hardware).params["base_weights"] != "fp8"

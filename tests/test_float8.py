@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from jobs.hardware import processor
 from tests.rundirs import make_run, series, train_here
 from tests.test_packed_loop import flat_weights, random_rows, started, with_lora
 
@@ -20,7 +21,12 @@ from jobs.training.packed.passes import arrays  # noqa: E402
 
 
 @pytest.mark.parametrize("method", ("lora", "dora"))
-def test_a_run_learns_nearly_as_in_full_precision(method: str, tmp_path: Path, tiny_llama: Path) -> None:
+def test_a_run_learns_nearly_as_in_full_precision(
+    method: str, tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Computed here by the products' references: as if this processor multiplied 8-bit floats."""
+    able = processor().model_copy(update={"fp8": True})
+    monkeypatch.setattr("jobs.training.load.hardware_of", lambda device: able)
     exact, rounded = (
         make_run(tmp_path / held, tiny_llama, method=method, method_params={"r": 4, "base_weights": held})
         for held in ("full", "fp8")
@@ -32,6 +38,12 @@ def test_a_run_learns_nearly_as_in_full_precision(method: str, tmp_path: Path, t
         one, other = series(exact, name), series(rounded, name)
         assert other == pytest.approx(one, rel=0.03), name
         assert other != one, "it was not rounded"
+
+
+def test_where_the_processor_does_not_multiply_them_a_run_says_so(tmp_path: Path, tiny_llama: Path) -> None:
+    """Also one that was planned for another machine."""
+    result = train_here(make_run(tmp_path, tiny_llama, method_params={"r": 4, "base_weights": "fp8"}))
+    assert result.state == "failed" and "an H100 or a newer GPU does" in (result.reason or "")
 
 
 def test_models_around_the_same_weights_hold_and_answer_the_same(tmp_path: Path) -> None:

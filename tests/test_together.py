@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,14 @@ def test_models_whose_layers_are_transformers_own_are_told_to_train_apart(tmp_pa
     for result in together(runs_in(tmp_path, model, DIFFERENT[:2])):
         assert result.state == "failed"
         assert "gemma3_text" in (result.reason or "") and "Start each by itself" in (result.reason or "")
+
+
+def test_a_run_of_another_base_is_refused_also_where_a_third_cannot_be_read(tmp_path: Path, tiny_llama: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_llama, other)
+    runs = runs_in(tmp_path / "one", tiny_llama, DIFFERENT[:2]) + runs_in(tmp_path / "two", other, DIFFERENT[:1])
+    runs[1].spec.write_text("{")
+    results = together(runs)
+    assert [result.state for result in results] == ["failed"] * 3
+    assert "different base models" in (results[0].reason or "") or "another base" in (results[2].reason or "")
+    assert not series(runs[2], "loss")

@@ -195,8 +195,10 @@ class Choosing:
             return {}
         w = self._widgets
         draft = self._service.planning.defaults(base_id, None, method, preset, task)
+        shown = w.show_training(draft.training | {"leave_out_bad_rows": leaves_out})
+        del shown[w.training["memory_limit_gb"]]  # says something of the machine, not of the run
         return {
-            **w.show_training(draft.training | {"leave_out_bad_rows": leaves_out}),
+            **shown,
             **w.show_method(method, draft.method_params, self._service.models.base(base_id).shape),
         }
 

@@ -52,7 +52,7 @@ def _kind(spec: dict[str, Any]) -> tuple[object, ...]:
     training, params = spec["training"], spec["method_params"]
     return (
         params.get("base_weights", "full"),
-        training.get("recompute", "auto"),
+        {True: "on", False: "auto"}.get(training.get("recompute"), training.get("recompute", "auto")),
         training.get("batch_size"),
         training.get("max_length"),
         params.get("targets"),

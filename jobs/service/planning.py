@@ -195,7 +195,7 @@ class Planning:
         loop = None
         if run := self._run(parts, check):
             memory_plan, needs = run.planned(hardware)
-            if forbidden := problem(run.choice(hardware), run.method, run.params):
+            if forbidden := problem(run.choice(hardware), run.task, run.method, run.params):
                 problems.append(forbidden)
             loop = run.choice(hardware).with_plan(memory_plan, run.trained.layers)
             enough = fits(needs, hardware, run.training)

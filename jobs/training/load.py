@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from jobs.errors import UserError
-from jobs.hardware import peak_resident, this_machine, usable_cores
+from jobs.hardware import Hardware, peak_resident, processor, this_machine, usable_cores
+from jobs.memory.estimate import CUDA_CONTEXT
 from jobs.shape import ModelShape, shape_of
 from jobs.spec import BaseModelRef
 
@@ -74,6 +75,24 @@ def choose_device() -> Device:
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return Device(torch.device("cuda", 0), torch.bfloat16 if bf16 else torch.float16)
     return Device(torch.device("cpu"), torch.bfloat16 if this_machine().bf16 else torch.float32)
+
+
+def hardware_of(device: Device) -> Hardware:
+    """What the run computes on, as torch sees it: another GPU than nvidia-smi's first one, or a part of one."""
+    if not device.is_cuda:
+        return processor()
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device.name)
+    return Hardware(
+        device="cuda",
+        name=torch.cuda.get_device_name(device.name),
+        memory_total=total,
+        memory_free=free + CUDA_CONTEXT,  # its own context is taken already, and is reckoned with once
+        cores=usable_cores(),
+        bf16=device.dtype is torch.bfloat16,
+        fp8=torch.cuda.get_device_capability(device.name) >= (9, 0),
+    )
 
 
 def load_tokenizer(base: BaseModelRef) -> PreTrainedTokenizerBase:

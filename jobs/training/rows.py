@@ -89,6 +89,13 @@ class Rows(Sequence[Row]):
         taken._chosen = places if self._chosen is None else self._chosen[places]
         return taken
 
+    def largest(self, count: int) -> Rows:
+        """Those that take the most room."""
+        room = np.diff(np.frombuffer(self._ends, dtype=np.int64))
+        if self._chosen is not None:
+            room = room[self._chosen]
+        return self.take(np.argsort(room)[::-1][:count])
+
     def __len__(self) -> int:
         return len(self._ends) - 1 if self._chosen is None else len(self._chosen)
 

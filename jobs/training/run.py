@@ -25,7 +25,7 @@ from jobs.data.templates import with_template
 from jobs.errors import UserError
 from jobs.events import EventLog, Phase, Started
 from jobs.files import write_whole
-from jobs.hardware import this_machine
+from jobs.hardware import Hardware, this_machine
 from jobs.memory.estimate import Planner
 from jobs.methods.base import Context, Method
 from jobs.result import Result
@@ -91,7 +91,7 @@ class Attempt:
         self._checkpoints: Checkpoints | None = None
         self._monitor: Monitor | None = None
         self._trainable = self._total = 0
-        self._hardware = this_machine()  # what is free before this run takes any
+        self._hardware: Hardware | None = None
 
     def run(self) -> Result:
         """Never raises: whatever happens is the result, and result.json is the last thing written."""
@@ -157,7 +157,7 @@ class Attempt:
                 left_out_rows=left_out,
                 trainable_parameters=self._trainable,
                 total_parameters=self._total,
-                hardware=self._hardware.model_dump()
+                hardware=(self._hardware or this_machine()).model_dump()
                 | {"dtype": str(job.device.dtype).removeprefix("torch."), "loop": choice.loop, "loop_why": choice.why},
                 packages=_packages(),
             )
@@ -175,6 +175,7 @@ class Attempt:
         params = method.Params(**spec.method_params)
         self._say("Loading the tokenizer")
         device = self._device = load.choose_device()
+        self._hardware = load.hardware_of(device)  # what is free before this run takes any
         tokenizer = with_template(load.load_tokenizer(spec.base_model), task.Params(**spec.task_params))
         self._give_up_if_asked()
         train, validation, left_out = self._rows(spec, task, tokenizer)
@@ -215,6 +216,8 @@ class Attempt:
             logger.info("Loaded: %.2f GB, %.2f GB at the most", device.memory_used() / 1e9, device.memory_peak() / 1e9)
         choice = self._choose(spec, task, method, params, model, device, newest)
         shape = task.body(load.shape_of_model(model))
+        if method.quantization(params) == "fp8" and (problems := method.check(params, shape, self._hardware)):
+            raise UserError(problems[0])
         planner = functools.partial(
             Planner,
             shape,
@@ -242,7 +245,9 @@ class Attempt:
         )
         model = method.attach(model, params, context)
         new = heads.train(model, new) if task.head in READERS else ()
-        if plan.recomputed and choice.loop == "plain":
+        always = spec.training.recompute == "on"
+        can = always or getattr(model.get_base_model(), "supports_gradient_checkpointing", True)
+        if plan.recomputed and choice.loop == "plain" and can:
             model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
         self._trainable, self._total = model.get_nb_trainable_parameters()  # knows how many a 4-bit tensor holds
         as_chat = Shape.TEXT not in task.shapes and bool(tokenizer.chat_template)
@@ -326,7 +331,7 @@ class Attempt:
         """The loop of this attempt. A resumed run goes on in the loop that wrote its checkpoint."""
         compute = f"{device.name.type} {str(device.dtype).removeprefix('torch.')}"
         choice = loops.choose(spec.training, task, method, params, model.config.model_type, compute)
-        if forbidden := loops.problem(choice, method, params):
+        if forbidden := loops.problem(choice, task, method, params):
             raise UserError(forbidden)
         if newest is None:
             return choice

@@ -7,6 +7,7 @@ time. Which runs can is jobs.loops.why_apart's to say.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from jobs import loops
 from jobs.errors import UserError
 from jobs.result import Result
 from jobs.rundir import RunFiles
-from jobs.spec import RunSpec
+from jobs.spec import BaseModelRef, RunSpec
 from jobs.training import load
 from jobs.training.monitor import StopRequest
 from jobs.training.run import Attempt, Ready
@@ -27,10 +28,17 @@ class SharedBase:
 
     def __init__(self) -> None:
         self._loaded: tuple[Any, tuple[str, ...]] | None = None
+        self._base: BaseModelRef | None = None
 
-    def __call__(self, *asked: Any) -> tuple[Any, tuple[str, ...]]:
+    def forget(self) -> None:
+        """Nobody else will come: what they have made of their models need not be kept twice."""
+        self._loaded = None
+
+    def __call__(self, base: BaseModelRef, *asked: Any) -> tuple[Any, tuple[str, ...]]:
+        if self._base not in (None, base):
+            raise UserError(f"This run is of {base.name}, and trains beside runs of another base. Start it by itself.")
         if self._loaded is None:
-            self._loaded = load.load_model(*asked)
+            self._base, self._loaded = base, load.load_model(base, *asked)
         model, new = self._loaded
         shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
         return copy.deepcopy(model, shared), new
@@ -44,6 +52,7 @@ def run_together(runs: Sequence[tuple[RunFiles, int, StopRequest]]) -> list[Resu
     apart = _why_apart([files for files, _, _ in runs])
     bodies = [attempt.prepared() for attempt in attempts]
     ready = [body.__enter__() for body in bodies]
+    base.forget()
     waiting = [place for place, each in enumerate(ready) if each]
 
     def leave(place: int, error: BaseException | None) -> None:
@@ -73,7 +82,8 @@ def _train(ready: Sequence[Ready], apart: str | None, left: Any) -> None:
 
 
 def _why_apart(runs: Sequence[RunFiles]) -> str | None:
-    try:
-        return loops.why_apart([RunSpec.model_validate_json(files.spec.read_bytes()) for files in runs])
-    except (OSError, ValueError):
-        return None  # the run itself says so
+    specs = []
+    for files in runs:
+        with contextlib.suppress(OSError, ValueError):  # the run itself says so
+            specs.append(RunSpec.model_validate_json(files.spec.read_bytes()))
+    return loops.why_apart(specs) if specs else None

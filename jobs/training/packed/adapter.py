@@ -47,7 +47,10 @@ class Adapter:
         """Before its first step; once."""
         if not self._begun:
             self._begun = True
-            self.monitor.begin()
+            try:
+                self.monitor.begin()
+            except Exception as error:  # its first evaluation
+                self.ended, self.error = True, error
 
     @property
     def due(self) -> bool:

@@ -42,12 +42,18 @@ def train(job: Job, monitor: Monitor) -> None:
 def train_together(runs: Sequence[tuple[Job, Monitor]], left: Callable[[int, Exception | None], None]) -> None:
     """Several runs of one base (jobs.loops.why_apart), as `train` does each. `left` is called with a run's place as
     soon as it has ended, and with what ended it where that was an error of its own. Raises what concerns all."""
-    adapters = [Adapter(place, job, monitor) for place, (job, monitor) in enumerate(runs)]
+    adapters = []
+    for place, (job, monitor) in enumerate(runs):
+        try:
+            adapters.append(Adapter(place, job, monitor))
+        except Exception as error:  # its checkpoint
+            left(place, error)
     while adapters:
         crew = _Crew(adapters)
         for adapter in adapters:
             adapter.begin()
-        crew.step_until_one_ends()
+        if not any(adapter.ended for adapter in adapters):
+            crew.step_until_one_ends()
         crew.release()
         del crew  # with its leaves and recorded passes, before the next one makes its own
         for adapter in adapters:
@@ -79,7 +85,9 @@ class _Crew:
         self._adapters = adapters
         self._job = adapters[0].job
         self._device = self._job.device
-        self._planner = self._job.planner(len(adapters))
+        # Of several the one that needs the most speaks for all.
+        planners = [adapter.job.planner(len(adapters)) for adapter in adapters]
+        self._planner = max(planners, key=lambda each: each.of(each.plans[0]).total)
         self._broken = torch.zeros((), device=self._device.name)
         self._set_up(self._planner.planned()[0])
 
@@ -130,8 +138,13 @@ class _Crew:
             self._break_off([step, begun] if begun else [step], losses)
             return False
         for place, adapter in enumerate(self._adapters):
-            adapter.tell(step.rows[place], losses[place], norms[place], began=1 if begun else 0)
-        return not any(adapter.ended for adapter in self._adapters)
+            if not adapter.ended:
+                adapter.tell(step.rows[place], losses[place], norms[place], began=1 if begun else 0)
+        if not any(adapter.ended for adapter in self._adapters):
+            return True
+        if begun and len(losses) > 1:  # one could not be told; the others have taken the step after it, too
+            self._tell(begun)
+        return False
 
     def _break_off(self, steps: Sequence[_Step], losses: Sequence[float]) -> None:
         """Who brought numbers that are none goes; the others take these steps again without it."""
