@@ -275,3 +275,10 @@ def test_start_lists_every_setting_that_cannot_be(service: Service, base: int, l
     with pytest.raises(UserError) as refused:
         list(Starting(service, widgets).start(request(), *at.values()))
     assert len(refused.value.problems) == len(wrong)
+
+
+def test_a_chosen_method_stays_in_its_place_while_its_settings_cannot_be(service: Service, base: int) -> None:
+    html = methods_html(service.planning.methods(base, "chat"), "bitfit")
+    near, more = html.split('<details class="more-methods"')
+    assert 'value="bitfit" checked' in near and "no biases" in near
+    assert 'value="bitfit"' not in more and html.count('type="radio"') == len(all_methods())

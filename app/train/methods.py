@@ -84,10 +84,12 @@ def chosen_method(event: gr.EventData) -> str:
 
 
 def methods_html(choices: Iterable[MethodChoice], chosen: str) -> str:
-    """Recommended methods and the chosen one as cards; the others by group behind "More methods"."""
+    """Recommended methods and the chosen one as cards; the others by group behind "More methods". The chosen one stays
+    where it is also as long as its settings cannot be: its card says why."""
+    choices = list(choices)
     offered = [each for each in choices if not each.problems]
-    refused = [each for each in choices if each.problems]
-    near = [each for each in offered if each.recommended or each.name == chosen]
+    refused = [each for each in choices if each.problems and each.name != chosen]
+    near = [each for each in choices if each.name == chosen or (each.recommended and not each.problems)]
     if not near:
         near, offered = offered[:3], offered[3:]
     rest = [each for each in offered if each not in near]
@@ -109,10 +111,8 @@ def _more(rest: list[MethodChoice], refused: list[MethodChoice], chosen: str) ->
         f"{''.join(_card(each, chosen) for each in members)}</div></section>"
         for group, members in groups.items()
     )
-    # Of what was refused, a chosen one must not be out of sight: its reason stands under Start as well.
-    is_open = " open" if any(each.name == chosen for each in refused) else ""
     return (
-        f'<details class="more-methods"{is_open}><summary>More methods <span class="hint">{len(rest)} more</span>'
+        f'<details class="more-methods"><summary>More methods <span class="hint">{len(rest)} more</span>'
         '</summary><input type="search" data-filter class="search" placeholder="Search methods" '
         f'aria-label="Search methods">{body}<p class="hint no-method" hidden>No method has these words.</p></details>'
     )
