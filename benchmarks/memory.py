@@ -30,7 +30,7 @@ from jobs.data.readers import Row
 from jobs.data.store import RowWriter
 from jobs.hardware import Hardware, this_machine
 from jobs.loops import choose
-from jobs.memory.estimate import estimate
+from jobs.memory.estimate import Planner
 from jobs.memory.kept import Lengths
 from jobs.methods import method
 from jobs.rundir import RunFiles
@@ -212,7 +212,7 @@ def predicted(setting: Setting, hardware: Hardware) -> dict[str, Any]:
     lengths = Lengths(
         longest=max(counts), mean=statistics.fmean(counts), spread=statistics.pstdev(counts), rows=len(counts)
     )
-    needs = estimate(shape, chosen, params, training, hardware, lengths, loop=loop)
+    needs = Planner(shape, chosen, params, training, hardware, lengths, loop=loop).planned()[1]
     return {"loop": loop, "predicted": needs.total, "parts": needs.model_dump()}
 
 

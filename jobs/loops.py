@@ -22,10 +22,8 @@ PACKED_STATE = "packed.pt"  # what the packed loop goes on from, in a checkpoint
 # config.json's model_type of the decoders that tests/test_packed_loop.py holds against the plain loop.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3")
 FUSED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # of them, those whose layers the packed loop has itself
-_CAPPED = ("gemma2",)  # their attention caps its logits, which no kernel for packed rows on a GPU does
-
-
 TOGETHER = ("lora", "qlora", "rslora", "lora-plus")  # methods of which several runs can share their steps
+_CAPPED = ("gemma2",)  # their attention caps its logits, which no kernel for packed rows on a GPU does
 
 
 class Choice(Frozen):

@@ -14,7 +14,7 @@ from jobs import loops
 from jobs.hardware import Hardware
 from jobs.loops import LoopName
 from jobs.memory import packed
-from jobs.memory.estimate import LABELS, Estimate, estimate
+from jobs.memory.estimate import LABELS, Estimate, Planner
 from jobs.memory.kept import Case, Lengths
 from jobs.memory.plan import MemoryPlan
 from jobs.methods import method
@@ -40,7 +40,7 @@ def needs(
     fields = type(chosen).Params.model_fields
     params = type(chosen).Params(**{name: value for name, value in settings.items() if name in fields})
     training = TrainingParams(**{name: value for name, value in settings.items() if name not in fields})
-    return estimate(shape, chosen, params, training, hardware, loop=loop)
+    return Planner(shape, chosen, params, training, hardware, loop=loop).planned()[1]
 
 
 def test_every_part_has_a_name_for_the_page() -> None:
@@ -87,9 +87,11 @@ def test_a_cpu_without_bf16_computes_in_32_bits(shape: ModelShape) -> None:
 def test_rows_shorter_than_the_maximum_length_need_less(shape: ModelShape) -> None:
     lora, training = method("lora"), TrainingParams(max_length=512)
     params = type(lora).Params()
-    short = estimate(shape, lora, params, training, CPU, Lengths.all(64))
-    assert short.activations * 8 == pytest.approx(estimate(shape, lora, params, training, CPU).activations, abs=8)
-    pairs = estimate(shape, lora, params, training, CPU, Lengths.all(64, 2), sequences=2)
+    short = Planner(shape, lora, params, training, CPU, Lengths.all(64)).planned()[1]
+    assert short.activations * 8 == pytest.approx(
+        Planner(shape, lora, params, training, CPU).planned()[1].activations, abs=8
+    )
+    pairs = Planner(shape, lora, params, training, CPU, Lengths.all(64, 2), sequences=2).planned()[1]
     assert (pairs.activations, pairs.logits) == pytest.approx((2 * short.activations, 2 * short.logits), abs=2)
 
 
@@ -154,7 +156,7 @@ def llama(name: str) -> ModelShape:
 @pytest.mark.parametrize(("name", "method_name", "gigabytes"), MEASURED)
 def test_the_estimate_is_what_an_h100_measured(name: str, method_name: str, gigabytes: float) -> None:
     chosen, training = method(method_name), TrainingParams(batch_size=4, max_length=512)
-    found = estimate(llama(name), chosen, type(chosen).Params(), training, H100, Lengths.all(512))
+    found = Planner(llama(name), chosen, type(chosen).Params(), training, H100, Lengths.all(512)).planned()[1]
     # BOFT's many small matrices fall to the allocator otherwise in a large model than in a small one.
     assert -0.035 < found.total / 1e9 / gigabytes - 1 < (0.12 if method_name == "boft" else 0.1)
 
@@ -242,7 +244,9 @@ def test_an_evaluation_that_needs_more_than_a_recomputed_step_counts() -> None:
     quiet = TrainingParams(batch_size=1, max_length=8_000, recompute="on", validation_percent=0)
     measuring = quiet.model_copy(update={"validation_percent": 10})
     params = type(lora).Params()
-    without, with_it = (estimate(shape, lora, params, each, GPU, loop="packed") for each in (quiet, measuring))
+    without, with_it = (
+        Planner(shape, lora, params, each, GPU, loop="packed").planned()[1] for each in (quiet, measuring)
+    )
     assert with_it.total > without.total + 4_000 * shape.vocab_size
 
 

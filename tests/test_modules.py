@@ -14,7 +14,7 @@ import pytest
 from jobs.errors import UserError
 from jobs.events import Answers, Phase, Started
 from jobs.hardware import Hardware
-from jobs.memory.estimate import estimate
+from jobs.memory.estimate import Planner
 from jobs.methods import method
 from jobs.methods.base import Context
 from jobs.methods.bottleneck import places
@@ -534,11 +534,11 @@ def test_a_full_run_asks_the_base_before_it_is_gone(tmp_path: Path, tiny_llama: 
 def test_full_fine_tuning_is_estimated_at_16_bytes_a_weight_and_says_what_it_takes(tiny_llama: Path) -> None:
     shape, full, lora = read_shape(tiny_llama), method("full"), method("lora")
     training = TrainingParams(gradient_accumulation=2)  # else gradients stand where activations stood
-    needs = estimate(shape, full, full.Params(), training, CPU)
+    needs = Planner(shape, full, full.Params(), training, CPU).planned()[1]
     assert needs.base + needs.adapter + needs.gradients + needs.optimizer == 16 * shape.parameters
-    narrow = estimate(shape, full, full.Params(), training, GPU)
+    narrow = Planner(shape, full, full.Params(), training, GPU).planned()[1]
     assert narrow.base == 6 * shape.parameters  # autocast's copies in 16 bits
-    assert needs.total > estimate(shape, lora, lora.Params(), training, CPU).total
+    assert needs.total > Planner(shape, lora, lora.Params(), training, CPU).planned()[1].total
     large = shape.model_copy(update={"parameters": 1_000_000_000, "dtype": "BF16"})
     (note,) = full.notes(full.Params(), large, GPU)
     assert "16.0 GB before" in note and "a whole model of 2.0 GB" in note

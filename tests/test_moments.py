@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.hardware import processor, this_machine
-from jobs.memory.estimate import estimate
+from jobs.memory.estimate import Planner
 from jobs.methods import method
 from jobs.result import Result
 from jobs.rundir import RunFiles
@@ -141,5 +141,5 @@ def test_the_estimate_counts_the_bytes_that_are_held(optimizer: str, model: Path
         if isinstance(value, torch.Tensor) and name not in tables
     )
     full = method("full")
-    counted = estimate(read_shape(model), full, type(full).Params(), training, processor()).optimizer
+    counted = Planner(read_shape(model), full, type(full).Params(), training, processor()).planned()[1].optimizer
     assert counted == pytest.approx(held, rel=0.01)

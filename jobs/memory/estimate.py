@@ -73,28 +73,13 @@ def compute_bytes(hardware: Hardware) -> int:
     return 2 if hardware.device == "cuda" or hardware.bf16 else FP32
 
 
-def estimate(
-    shape: ModelShape,
-    method: Method,
-    params: Any,
-    training: TrainingParams,
-    hardware: Hardware,
-    lengths: Lengths | None = None,
-    sequences: int = 1,
-    head: int | None = None,
-    loop: LoopName = "plain",
-) -> Estimate:
-    """The peak of one run in `loop` (jobs.loops.choose), whose plan is the fastest that fits the memory there is.
+class Planner:
+    """The peak of one run in `loop` (jobs.loops.choose), and how it goes about the memory there is.
 
     `lengths`: where the dataset has been checked; else every row is taken to have the maximum length. `sequences`: the
     texts that one row puts through the model at once (Task.sequences). `head`: the parameters of a task's new head
-    (Task.new_head).
+    (Task.new_head). `adapters`: how many train together, all like this one. `plans`: the fastest first.
     """
-    return Planner(shape, method, params, training, hardware, lengths, sequences, head, loop).planned()[1]
-
-
-class Planner:
-    """As `estimate`, with the plan itself."""
 
     def __init__(
         self,
@@ -109,7 +94,6 @@ class Planner:
         loop: LoopName = "plain",
         adapters: int = 1,
     ) -> None:
-        """`adapters`: how many train together, all like this one. `plans`: the fastest first."""
         self._packed = loop == "packed"
         self._case = Case(
             shape=shape,

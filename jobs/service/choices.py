@@ -15,7 +15,7 @@ from jobs.data.templates import USUAL
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
 from jobs.loops import choose
-from jobs.memory.estimate import estimate, fits
+from jobs.memory.estimate import Planner, fits
 from jobs.memory.kept import Lengths
 from jobs.methods import all_methods
 from jobs.methods.base import Method
@@ -152,7 +152,9 @@ def _method_choice(
         head = task.new_head(type(task).Params(), shape, 0) if task else None
         sequences = task.sequences if task else 1
         loop = task and choose(training, task, method, params, shape.model_type, hardware.compute).loop
-        needs = estimate(left, method, params, training, hardware, lengths, sequences, head, loop or "plain")
+        needs = Planner(left, method, params, training, hardware, lengths, sequences, head, loop or "plain").planned()[
+            1
+        ]
         memory, enough = needs.total, fits(needs, hardware, training)
     return MethodChoice(
         name=method.name,

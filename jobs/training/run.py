@@ -25,7 +25,7 @@ from jobs.data.templates import with_template
 from jobs.errors import UserError
 from jobs.events import EventLog, Phase, Started
 from jobs.files import write_whole
-from jobs.hardware import Hardware, this_machine
+from jobs.hardware import Hardware
 from jobs.memory.estimate import Planner
 from jobs.methods.base import Context, Method
 from jobs.result import Result
@@ -64,7 +64,6 @@ class Ready:
     job: Job
     monitor: Monitor
     choice: loops.Choice
-    steps_left: bool
 
 
 class Attempt:
@@ -109,7 +108,6 @@ class Attempt:
         ready: Ready | None = None
         try:
             ready = self._ready()
-            ready = ready if ready.steps_left else None
         except BaseException as error:
             self._conclude(error)
         try:
@@ -141,12 +139,13 @@ class Attempt:
         except OSError:  # a full disk: the worker finds an ended child without a result and reads the log
             traceback.print_exc()
 
-    def _ready(self) -> Ready:
+    def _ready(self) -> Ready | None:
         files = self._files
         spec = self._spec = _read_spec(files.spec)
         checkpoints = self._checkpoints = Checkpoints(files.checkpoints)
         job, prompts, left_out, choice = self._prepare(spec, checkpoints)
         monitor = self._monitor = Monitor(job, self._events, checkpoints, prompts, self._stop)
+        assert self._hardware
         self._events.append(
             Started(
                 attempt=self._number,
@@ -157,15 +156,15 @@ class Attempt:
                 left_out_rows=left_out,
                 trainable_parameters=self._trainable,
                 total_parameters=self._total,
-                hardware=(self._hardware or this_machine()).model_dump()
+                hardware=self._hardware.model_dump()
                 | {"dtype": str(job.device.dtype).removeprefix("torch."), "loop": choice.loop, "loop_why": choice.why},
                 packages=_packages(),
             )
         )
-        ready = Ready(job, monitor, choice, not self._early_before(job) and job.progress.step < job.total_steps)
-        if ready.steps_left:
-            self._give_up_if_asked()
-        return ready
+        if job.progress.step >= job.total_steps or self._early_before(job):
+            return None
+        self._give_up_if_asked()
+        return Ready(job, monitor, choice)
 
     def _prepare(self, spec: RunSpec, checkpoints: Checkpoints) -> tuple[Job, FixedPrompts, int, loops.Choice]:
         import torch
