@@ -77,8 +77,10 @@ def learns_and_goes_on(folder: Path, model: Path, name: str, loop: str, state: s
     assert {train_here(files).state for files in (usual, whole)} == {"completed"}
     exact, narrow = (series(files, "loss") for files in (usual, whole))
     assert narrow[8] < narrow[1] - 0.2
-    assert narrow == pytest.approx(exact, rel=0.03)
-    assert (narrow != exact) == optimizer.endswith("8bit")
+    if optimizer.endswith("8bit"):
+        assert narrow == pytest.approx(exact, rel=0.03) and narrow != exact
+    else:  # the same numbers; bitsandbytes' kernels round some of them otherwise than PyTorch's
+        assert narrow == pytest.approx(exact, rel=1e-4)
     moments = kept(whole, state)
     if optimizer.endswith("8bit"):
         wide = [moment for moment in moments if moment.dtype is not torch.uint8 and moment.numel() >= 4096]

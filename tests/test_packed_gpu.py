@@ -73,7 +73,7 @@ def test_a_packed_pass_on_the_gpu_is_as_exact_as_autocast_and_its_recording_is_t
     from jobs.training.loss import summed_loss
     from jobs.training.objective import Objective
     from jobs.training.packed.packs import lay_out
-    from jobs.training.packed.passes import Passes
+    from jobs.training.packed.passes import _TIMED, Passes
     from tests.test_packed_loop import packed_model, random_rows, with_lora
 
     model, rows = with_lora(family).to("cuda"), random_rows(40, longest=60)
@@ -97,11 +97,12 @@ def test_a_packed_pass_on_the_gpu_is_as_exact_as_autocast_and_its_recording_is_t
     objective = Objective(task("text"), None)  # type: ignore[arg-type]  # the sum of losses needs no setting
     passes = Passes(packing, [objective], Device(torch.device("cuda", 0), torch.bfloat16), [pack], 2)
     with packing.engaged():
-        for _ in range(2):  # recorded, then replayed
+        for _ in range(_TIMED.stop + 2):  # computed and timed; recorded, then replayed
             packing.weights[0].gradients.zero_()
             passes(pack, [1])
             found = [packing.weights[0].gradient(parameter).clone() for parameter in trained]
             assert max(map(apart, found, exact)) < 1.5 * worst
+    assert len(passes._recorded) == 1, "a model as small as this one waits for its launches"
     packing.release()
 
 
@@ -145,6 +146,36 @@ def bf16_gradients(family: str, packs: int, **plan: Any) -> list[Any]:
     found = [packing.weights[0].gradient(parameter).clone() for parameter in trained]
     packing.release()
     return found
+
+
+@pytest.mark.parametrize("nested", (False, True))
+def test_unpacking_4_bits_is_what_bitsandbytes_unpacks(nested: bool) -> None:
+    from bitsandbytes.functional import quantize_4bit
+
+    from jobs.training.packed import frozen, kernels
+
+    for shape in ((320, 576), (4096, 1024), (7, 64)):
+        packed, state = quantize_4bit(drawn(*shape), blocksize=64, quant_type="nf4", compress_statistics=nested)
+        found = torch.full(shape, float("nan"), device="cuda", dtype=torch.bfloat16)
+        kernels.unpack_4bit(packed, state, found)
+        assert torch.equal(found, frozen.unpack_reference(packed, state, torch.bfloat16))
+
+
+@pytest.mark.parametrize("window", (None, 20))
+@pytest.mark.parametrize(("heads", "keys", "size"), ((8, 2, 64), (4, 4, 128)))
+def test_attention_to_packed_documents_is_that_to_each(heads: int, keys: int, size: int, window: int | None) -> None:
+    from jobs.training.packed import attention
+
+    ends = torch.tensor([0, 40, 41, 200, 300, 300], device="cuda", dtype=torch.int32)  # the last one is empty
+    given = [drawn(300, count, size).requires_grad_() for count in (heads, keys, keys)]
+    exact = [each.detach().float().cpu().requires_grad_() for each in given]
+    slope = drawn(300, heads, size)
+    found = attention.attend(*given, ends, 200, None, window)
+    expected = attention.attend(*exact, ends.cpu(), 200, None, window)
+    assert apart(found.cpu(), expected) < 8e-3
+    slopes = torch.autograd.grad(found, given, slope)
+    for one, other in zip(slopes, torch.autograd.grad(expected, exact, slope.float().cpu()), strict=True):
+        assert apart(one.cpu(), other) < 1e-2
 
 
 def test_the_route_kernel_is_its_reference() -> None:

@@ -27,7 +27,7 @@ from jobs.training.loss import summed_loss  # noqa: E402
 from jobs.training.packed.model import PackedModel, flat_weights  # noqa: E402
 from jobs.training.packed.packs import lay_out, pack_rows, step_rows  # noqa: E402
 from jobs.training.packed.passes import arrays, filled  # noqa: E402
-from jobs.training.packed.sizes import Size, Sizes, chosen  # noqa: E402
+from jobs.training.packed.sizes import Size, Sizes, chosen, rounded  # noqa: E402
 
 
 def random_rows(count: int, seed: int = 0, longest: int = 24) -> list[Row]:
@@ -334,6 +334,17 @@ def test_a_padded_pack_has_the_losses_of_the_pack_itself() -> None:
         )
     assert torch.allclose(one, other[: len(one)], atol=1e-5)
     assert not other[len(one) :].any()
+
+
+def test_a_pass_that_is_not_recorded_is_rounded_up_finely() -> None:
+    for seed, longest in ((1, 24), (2, 9), (3, 300)):
+        pack = lay_out(random_rows(9, seed=seed, longest=min(longest, 60)))
+        size = rounded(pack, longest)
+        assert size.tokens % 64 == 0 and 0 <= size.tokens - pack.tokens < 64
+        assert size.holds(pack, longest)
+        padded = filled(arrays(pack, [len(pack.kept)]), size, longest)
+        assert [len(padded[name]) for name in ("input_ids", "positions", "kept")] == [size.tokens] * 2 + [size.kept]
+        assert len(padded["ends"]) == size.documents + 1 and padded["ends"][-1] == size.tokens
 
 
 def test_sizes_weigh_padding_against_recording() -> None:

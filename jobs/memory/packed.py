@@ -13,9 +13,11 @@ from jobs.memory.plan import MemoryPlan
 
 # The packed loop's own sizes, which decide what it keeps: jobs.training.packed takes them from here.
 CHUNK = 1_024  # tokens whose logits are made at once; at 128k words of vocabulary a quarter of a gigabyte
-# Operations of a forward pass, for each layer: fewer are computed in less time than the kernels take to launch. A
-# layer's take about a millisecond, forward and back; twice that is reckoned with, for slow or busy processors.
-LAUNCH_BOUND = 5e11
+# Operations of a forward pass, for each layer: fewer may be computed in less time than the kernels take to launch, and
+# the pass is recorded where that is seen. A layer's take from one to four milliseconds, forward and back, as fast as
+# the processor is.
+LAUNCH_BOUND = 1e12
+_EARLY = 0.85  # of a run's longest pack: the longest of its first steps
 # Tokens of one batch of an evaluation, which makes all its logits: a micro-batch that the packed loop trains chunk by
 # chunk would be far too much.
 EVALUATED_AT_ONCE = 2_048
@@ -92,7 +94,8 @@ def _evaluated(case: Case) -> int:
 
 
 def recorded(case: Case, plan: MemoryPlan) -> bool:
-    """Whether its passes become CUDA graphs."""
+    """Whether its passes may become CUDA graphs. The child asks the packs of its first steps, which seldom are the
+    longest of all."""
     shape = case.shape
     held = shape.parameters
     if case.quantization == "nf4":
@@ -100,7 +103,8 @@ def recorded(case: Case, plan: MemoryPlan) -> bool:
     random = bool(getattr(case.params, "dropout", 0))
     if case.sequences > 1 or plan.offloaded:  # what weighs whole answers reads its numbers in between
         return False
-    return 2 * held * case.pack_tokens(plan) <= LAUNCH_BOUND * shape.layers and not (random and plan.recomputed)
+    tokens = _EARLY * case.pack_tokens(plan)
+    return 2 * held * tokens <= LAUNCH_BOUND * shape.layers and not (random and plan.recomputed)
 
 
 def layer(case: Case) -> float:

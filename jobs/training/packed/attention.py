@@ -8,7 +8,6 @@ document is attended to by itself, which is also the reference.
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 from typing import Any
 
@@ -59,7 +58,7 @@ def attend(
     """[tokens, heads, size] from query [tokens, heads, size], key and value [tokens, their heads, size]. `ends`
     [documents + 1] says where documents begin and end, `longest` how many tokens one may have."""
     if query.is_cuda and softcap is None:
-        return _varlen(query, key, value, ends, longest, scaling, (window - 1 if window else -1, 0))
+        return _Varlen.apply(query, key, value, ends, longest, scaling, window)  # type: ignore[no-any-return]
     q, k, v = (part.transpose(0, 1)[None] for part in (query, key, value))
     documents = []
     for begin, end in itertools.pairwise(ends.tolist()):
@@ -93,27 +92,37 @@ def attend_one(
     return logits.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
 
 
-def _varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    ends: torch.Tensor,
-    longest: int,
-    scaling: float | None,
-    window: tuple[int, int],
-) -> torch.Tensor:
-    """[tokens, heads, size] from the same."""
-    from torch.nn.attention.varlen import varlen_attn
+class _Varlen(torch.autograd.Function):
+    """[tokens, heads, size] from the same, by the kernel behind torch.nn.attention.varlen: what stands between them
+    there takes as long in Python as all the rest of a layer."""
 
-    more: dict[str, Any] = {"enable_gqa": True} if _names_groups() else {}
-    found = varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling, window_size=window, **more)
-    assert isinstance(found, torch.Tensor)
-    return found
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        ends: torch.Tensor,
+        longest: int,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        # It masks what comes later where no window is given; with one, what comes later lies outside of it.
+        before, after = (window - 1, 0) if window else (None, None)
+        found, *kept = torch.ops.aten._flash_attention_forward(
+            query, key, value, ends, ends, longest, longest, 0.0, not window, False,
+            scale=scaling, window_size_left=before, window_size_right=after,
+        )  # fmt: skip
+        ctx.save_for_backward(query, key, value, ends, found, *kept[:3])
+        ctx.given = longest, scaling, before, after
+        return found  # type: ignore[no-any-return]
 
-
-@functools.cache
-def _names_groups() -> bool:
-    """Whether this PyTorch must be told that several query heads share one key: it has since 2.12."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> Any:
+        query, key, value, ends, found, logsumexp, *random = ctx.saved_tensors
+        longest, scaling, before, after = ctx.given
+        slopes = torch.ops.aten._flash_attention_backward(
+            slope, query, key, value, found, logsumexp, ends, ends, longest, longest, 0.0, before is None, *random,
+            scale=scaling, window_size_left=before, window_size_right=after,
+        )  # fmt: skip
+        return *slopes, None, None, None, None

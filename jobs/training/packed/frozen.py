@@ -142,15 +142,21 @@ def unpacked(layer: Any, dtype: torch.dtype) -> torch.Tensor:
 def _unpack(layer: Any, matrix: torch.Tensor) -> torch.Tensor:
     """Fill [out, in] with what the layer holds in 4 bits."""
     state = layer.weight.quant_state
+    if matrix.is_cuda and matrix.numel() % state.blocksize == 0:
+        from jobs.training.packed import kernels
+
+        return kernels.unpack_4bit(layer.weight, state, matrix)
+    return matrix.copy_(unpack_reference(layer.weight, state, matrix.dtype))
+
+
+def unpack_reference(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Weights in 4 bits, two in a byte, each block of them with a scale; as bitsandbytes packed them."""
     scales = state.absmax
-    if state.nested:  # double quantization: the scales of 64 weights each are held in 8 bits themselves
+    if state.nested:  # double quantization: the scales are held in 8 bits themselves
         nested = state.state2
         scales = state.offset + torch.ops.bitsandbytes.dequantize_blockwise(
             scales, nested.absmax, nested.code, nested.blocksize, torch.float32
         )
-    given = (layer.weight, scales, state.blocksize, state.quant_type, list(state.shape), matrix.dtype)
-    if matrix.is_cuda:
-        torch.ops.bitsandbytes.dequantize_4bit.out(*given, out=matrix)
-    else:
-        matrix.copy_(torch.ops.bitsandbytes.dequantize_4bit(*given))
-    return matrix
+    return torch.ops.bitsandbytes.dequantize_4bit(  # type: ignore[no-any-return]
+        packed, scales, state.blocksize, state.quant_type, list(state.shape), dtype
+    )

@@ -8,6 +8,8 @@ The reference of each stands beside its call, in pieces.py and head.py; tests/te
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -232,6 +234,38 @@ def route_(x: torch.Tensor, adapters: torch.Tensor, owners: torch.Tensor, scales
     tokens, columns = x.shape
     _route[(tokens,)](x, adapters, owners, scales, columns, COLUMNS=triton.next_power_of_2(columns), num_warps=4)
     return x
+
+
+@triton.jit
+def _unpack_4bit(
+    packed, code, scales, nested_code, nested_scales, offset, y, blocks,
+    HALF: tl.constexpr, NESTED: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
+    inside = block < blocks
+    scale = tl.load(scales + block, mask=inside, other=0)
+    if NESTED:
+        whole = tl.load(nested_scales + block // NESTED, mask=inside, other=0.0)
+        scale = tl.load(nested_code + scale.to(tl.int32)) * whole + tl.load(offset)
+    half, place = tl.arange(0, HALF)[None, :], block[:, None] * HALF
+    both = tl.load(packed + place + half, mask=inside[:, None], other=0).to(tl.int32)
+    first = tl.load(code + (both >> 4)) * scale[:, None]
+    second = tl.load(code + (both & 15)) * scale[:, None]
+    pairs = tl.reshape(tl.join(first, second), (BLOCKS, 2 * HALF)).to(y.dtype.element_ty)
+    tl.store(y + 2 * place + tl.arange(0, 2 * HALF)[None, :], pairs, mask=inside[:, None])
+
+
+def unpack_4bit(packed: torch.Tensor, state: Any, y: torch.Tensor) -> torch.Tensor:
+    """As jobs.training.packed.frozen.unpack_reference, with `state` as bitsandbytes keeps it, into a contiguous y of
+    whole blocks."""
+    blocks = y.numel() // state.blocksize
+    nested = state.state2 if state.nested else state
+    _unpack_4bit[(triton.cdiv(blocks, 32),)](
+        packed, state.code, state.absmax, nested.code, nested.absmax, state.offset if state.nested else state.code, y,
+        blocks, HALF=state.blocksize // 2, NESTED=nested.blocksize if state.nested else 0, BLOCKS=32,
+        num_warps=4, enable_fp_fusion=False,  # rounded as bitsandbytes rounds
+    )  # fmt: skip
+    return y
 
 
 def _warps(size: int) -> int:

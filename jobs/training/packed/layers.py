@@ -77,7 +77,12 @@ class FusedLayer:
 def fused_layers(decoders: Sequence[Any], leaves: Leaves) -> list[FusedLayer]:
     """The layers of a decoder in this form, which must be built so (can_fuse): one of several that share what is
     frozen, each with an adapter of its own."""
-    return [_fused(layers, leaves) for layers in zip(*(decoder.layers for decoder in decoders), strict=True)]
+    found = []
+    for layers in zip(*(decoder.layers for decoder in decoders), strict=True):
+        found.append(_fused(layers, leaves))
+        if found[-1].norms[0].is_cuda:
+            torch.cuda.empty_cache()  # weights that were joined leave holes that hold none of the next ones
+    return found
 
 
 def can_fuse(base: Any, decoder: Any) -> bool:

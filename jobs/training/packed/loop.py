@@ -176,8 +176,6 @@ class _Crew:
             longest=max(adapter.job.spec.training.max_length for adapter in self._adapters),
             rounded=self._job.method.quantization(self._job.method_params) == "fp8",
         )
-        if self._device.is_cuda:
-            torch.cuda.empty_cache()  # what joining the weights left behind
         sample = self._sample() if self._device.is_cuda else []
         steps = max(adapter.steps_left for adapter in self._adapters)
         passes = steps * len(sample) // max(1, min(steps, _SAMPLE))

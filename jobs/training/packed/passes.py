@@ -1,7 +1,9 @@
 """One pass over one pack: forward, backward, gradients gathered.
 
-A small pass on a GPU takes longer to launch, kernel by kernel, than to compute. Those are recorded once as a CUDA graph
-for each of a few sizes (sizes.py), over buffers that stay where they are, and from then on replayed with one call.
+A small pass on a GPU takes longer to launch, kernel by kernel, than to compute: how small depends on the GPU, and as
+much on the processor that launches. So the first passes are timed, and where launching is what they wait for, the rest
+are recorded once as a CUDA graph for each of a few sizes (sizes.py), over buffers that stay where they are, and from
+then on replayed with one call.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ from jobs.training.load import Device
 from jobs.training.objective import Objective
 from jobs.training.packed.model import PackedModel
 from jobs.training.packed.packs import Pack
-from jobs.training.packed.sizes import Size, Sizes
+from jobs.training.packed.sizes import Size, Sizes, rounded
 from jobs.training.rows import Row
 
 _OPERATIONS_A_SECOND = 3.5e14  # of the passes that are bound by launching; only to weigh padding against recording
 _SECONDS_A_LAYER = 0.007  # to record a pass
+_TIMED = range(2, 5)  # passes: in those before them kernels are compiled and loaded
+_WAITING = 0.9  # launching takes so much of a pass that the GPU has little left to do when it is through
 
 
 @dataclass
@@ -55,11 +59,14 @@ class Passes:
         self._device = device
         self._recorded: dict[Size, _Recorded] = {}
         self._sizes: Sizes | None = None
+        self._passes = 0
+        self._launching = 1.0  # the least share of a timed pass that launching took
         self.recording_seconds = 0.0  # in all: what no later pass of the same size takes
-        # What weighs whole answers reads its numbers here in between, which no graph can. Recorded passes have memory
-        # of their own, so beside larger ones they would cost more than they save.
-        alone = all(each.task.sequences == 1 for each in objectives)
-        if device.is_cuda and model.recordable and alone and all(map(self._is_small, sample)):
+        # What weighs whole answers counts their tokens, and must not meet any that belong to none; and it reads its
+        # numbers here in between, which no graph can. Recorded passes have memory of their own, so beside larger ones
+        # they would cost more than they save.
+        self._rounds = device.is_cuda and all(each.task.sequences == 1 for each in objectives)
+        if self._rounds and model.recordable and all(map(self._is_small, sample)):
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(device.name)
             self._sizes = Sizes(
@@ -71,15 +78,31 @@ class Passes:
             )
 
     def __call__(self, pack: Pack, items: Sequence[int]) -> torch.Tensor:
-        if self._sizes is None or not self._is_small(pack):
-            return self._compute(self._on_device(self._ready(arrays(pack, items))), pack.rows)
-        size = self._sizes.of(pack)
-        batch = self._ready(filled(arrays(pack, items), size, self._model.longest))
+        number, self._passes = self._passes, self._passes + 1
+        batch, longest = arrays(pack, items), self._model.longest
+        if self._sizes and number >= _TIMED.stop and self._launching > _WAITING:
+            return self._replay(batch, self._sizes.of(pack))
+        if self._rounds:
+            batch = filled(batch, rounded(pack, longest), longest)
+        if self._sizes and number in _TIMED:
+            return self._timed(batch)
+        return self._compute(self._on_device(self._ready(batch)), pack.rows)
+
+    def _timed(self, batch: dict[str, np.ndarray]) -> torch.Tensor:
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        losses = self._compute(self._on_device(self._ready(batch)))
+        launched = time.perf_counter()
+        torch.cuda.synchronize()
+        self._launching = min(self._launching, (launched - began) / (time.perf_counter() - began))
+        return losses
+
+    def _replay(self, batch: dict[str, np.ndarray], size: Size) -> torch.Tensor:
+        ready = self._ready(filled(batch, size, self._model.longest))
         if size not in self._recorded:
-            first = not self._recorded
-            self._recorded[size] = self._record(batch, warm_up=first)
+            self._recorded[size] = self._record(ready)
         recorded = self._recorded[size]
-        for name, tensor in batch.items():
+        for name, tensor in ready.items():
             recorded.batch[name].copy_(tensor, non_blocking=True)
         recorded.graph.replay()
         return recorded.losses.clone()
@@ -101,19 +124,13 @@ class Passes:
         owners = batch["adapters"][batch["kept"]]
         return torch.zeros_like(shares).index_add(0, owners, losses) * shares
 
-    def _record(self, batch: dict[str, torch.Tensor], warm_up: bool) -> _Recorded:
-        """Recording computes nothing. Before the first one everything runs once, since kernels are compiled and
-        libraries wake up on their first call, which cannot be recorded; what that adds to the gradients is undone."""
+    def _record(self, batch: dict[str, torch.Tensor]) -> _Recorded:
+        """Recording computes nothing. What cannot be recorded, compiling kernels and waking libraries up, was done in
+        the passes before."""
         began = time.perf_counter()
         on_device = self._on_device(batch)
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
-        if warm_up:
-            with torch.cuda.stream(self._stream):
-                before = [weights.gradients.clone() for weights in self._model.weights]
-                self._compute(on_device)
-                for weights, gradients in zip(self._model.weights, before, strict=True):
-                    weights.gradients.copy_(gradients)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             losses = self._compute(on_device)
