@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from app.components import bytes_text, duration_text
 from jobs.errors import UserError
+from jobs.fields import label_of, title_of
 from jobs.frozen import Frozen
 from jobs.methods import all_methods, method
 from jobs.service import Service
@@ -174,12 +176,17 @@ def _pairs(declared: type[BaseModel], given: dict[str, Any]) -> Pairs:
     values = {name: field.get_default(call_default_factory=True) for name, field in declared.model_fields.items()}
     values |= given
     return [
-        ((declared.model_fields[name].title if name in declared.model_fields else None) or name, _value_text(value))
+        (title_of(name, field), _value_text(value, field))
+        if (field := declared.model_fields.get(name))
+        else (name, _value_text(value))
         for name, value in values.items()
     ]
 
 
-def _value_text(value: Any) -> str:
+def _value_text(value: Any, field: FieldInfo | None = None) -> str:
+    """`field`: where the value is one of a setting's."""
+    if field and get_origin(field.annotation) is Literal:
+        return label_of(field, value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
