@@ -183,6 +183,26 @@ def test_what_reads_is_preselected_for_texts_to_sort_and_what_writes_for_chats(
     assert choosing.open(request(dataset=str(labelled), base=str(base)), "")[widgets.base_chosen] is True
 
 
+def test_questions_with_answers_suggest_a_chat_whatever_else_they_could_be_read_as(
+    service: Service, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Not the translation for which such pairs would do, nor a model that could learn nothing else."""
+    chats = add(service, tmp_path / "chats.csv", "question,answer\n" + "How many are left?,There are three.\n" * 8)
+    rewriter = service.models.add_folder(tiny.build_t5(tmp_path / "t5")).id
+    base = service.models.add_folder(tiny_llama).id
+    with gr.Blocks():
+        widgets = Widgets()
+    shown = Choosing(service, widgets).open(request(dataset=str(chats)), "")
+    assert _value(shown[widgets.base]) == base
+    assert shown[widgets.task] == "chat"
+    assert "encoder-decoder" not in shown[widgets.task_words]
+    assert [each.name for each in service.planning.tasks(chats, base)] == ["chat", "rewrite"]
+    assert [each.id for each in service.planning.bases_for(chats)] == [base, rewriter]
+    asked = Choosing(service, widgets).open(request(dataset=str(chats), base=str(rewriter)), "")
+    assert asked[widgets.task] == "seq2seq"
+    assert "This dataset suggests Chat, but" in asked[widgets.task_words]
+
+
 def test_where_no_task_fits_a_model_that_does_is_one_press_away(
     service: Service, reader: int, tiny_llama: Path, tmp_path: Path
 ) -> None:

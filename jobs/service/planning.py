@@ -86,15 +86,22 @@ class Planning:
         return tasks_for(self._datasets.get(dataset_id).mapping, shape)
 
     def bases_for(self, dataset_id: int) -> tuple[BaseModelView, ...]:
-        """The base models here that can learn one of the dataset's tasks, the fittest first: of small models an
-        encoder sorts, marks and finds better than one that writes."""
-        reads = any(task.head in READERS for task in self._usual_tasks(dataset_id))
-        fitting = [
-            base
+        """The base models here that can learn one of the dataset's tasks, the fittest first: one that can learn the
+        usual task, and of small models an encoder, which sorts, marks and finds better than one that writes."""
+        usual = self._usual_tasks(dataset_id)
+        reads = any(task.head in READERS for task in usual)
+        learns = [
+            (base, {task.name for task in self.tasks(dataset_id, base.id) if not task.problems})
             for base in self._models.bases()
-            if base.available and any(not task.problems for task in self.tasks(dataset_id, base.id))
+            if base.available
         ]
-        return tuple(sorted(fitting, key=lambda base: (base.shape.family == "encoder") != reads))
+        learns.sort(
+            key=lambda each: (
+                not any(task.name in each[1] for task in usual),
+                (each[0].shape.family == "encoder") != reads,
+            )
+        )
+        return tuple(base for base, tasks in learns if tasks)
 
     def hub_model_for(self, dataset_id: int) -> str:
         """The Hub id of a small model for the dataset's usual task, where none is here that can learn it."""
