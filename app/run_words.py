@@ -94,6 +94,7 @@ def details(run: RunView) -> dict[str, Any]:
     """What was trained, on what, with which settings."""
     spec = run.spec
     return {
+        "loop": str((run.hardware or {}).get("loop_why", "")),  # runs from before there were two have none
         "subtitle": f"{label(method, spec.method)} on {spec.base_model.name}, with {spec.dataset.name}",
         "base_model_id": run.base_model_id,
         "dataset_id": run.dataset_id,
@@ -119,8 +120,6 @@ def facts(run: RunView) -> Pairs:
     found.append(("Seed", str(spec.training.seed)))
     if run.hardware:
         found.append(("Hardware", _hardware_text(run.hardware)))
-        if why := run.hardware.get("loop_why"):  # runs from before there were two have none
-            found.append(("Training loop", str(why)))
     if run.predicted_memory:
         found.append(("Predicted peak memory", bytes_text(run.predicted_memory)))
     if run.peak_memory and run.state.ended:

@@ -265,7 +265,7 @@ def test_a_run_arranges_itself_in_the_memory_there_is_and_says_how(
     assert roomy.estimate and roomy.fits and roomy.loop and "To save memory" not in roomy.loop.why
     least = service.planning.plan(changed(wide, memory_limit_gb=0.1), check)
     assert least.estimate and least.fits is False and least.loop
-    assert "To save memory, all layers are computed twice." in least.loop.why
+    assert "To save memory, all layers are computed twice" in least.loop.why
     between = (roomy.estimate.total + least.estimate.total) // 2
     short = this_machine().model_copy(update={"memory_free": between})
     monkeypatch.setattr("jobs.service.planning.this_machine", lambda: short)

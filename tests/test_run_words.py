@@ -1,4 +1,4 @@
-"""A run in words: its page says of a setting what the forms say."""
+"""A run in words: its page says of a setting what the forms say, and which loop trained it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from app.forms import Form
-from app.run_words import settings
+from app.run_words import details, settings
 from jobs.methods import all_methods
 from jobs.service.runs import Runs, RunView
 from jobs.spec import TrainingParams
@@ -30,6 +30,14 @@ def test_settings_read_as_the_form_shows_them(engine: Engine, runs: Runs) -> Non
     assert told["Optimizer"] == "AdamW"
     assert told["Training loop"] == "The fastest that applies"
     assert told["Learning-rate schedule"] == "Linear"
+
+
+def test_which_loop_trained_it_and_why_stands_apart_from_what_is_folded(engine: Engine, runs: Runs) -> None:
+    why = "Of its two training loops Graft uses the plain one here."
+    told = details(view(engine, runs, hardware={"name": "CPU", "loop_why": why}))
+    assert told["loop"] == why
+    assert why not in dict(told["facts"]).values()
+    assert details(view(engine, runs))["loop"] == "", "it has not begun, or there was but one loop then"
 
 
 @pytest.mark.parametrize("name", all_methods())

@@ -186,6 +186,8 @@
     takeDetails(details) {
       const subtitle = this.find("subtitle");
       subtitle.textContent = details.subtitle;
+      this.find("loop").textContent = details.loop;
+      this.find("loop").hidden = !details.loop;
       const pairs = (list) => {
         const made = make("dl", "pairs");
         for (const [label, value] of list) made.append(make("dt", "", label), make("dd", "", value));
