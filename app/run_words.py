@@ -11,8 +11,10 @@ from app.components import bytes_text, duration_text
 from jobs.errors import UserError
 from jobs.fields import label_of, title_of
 from jobs.frozen import Frozen
+from jobs.memory.estimate import CUDA_CONTEXT, over_limit
 from jobs.methods import all_methods, method
 from jobs.service import Service
+from jobs.service.checking import NOT_LESS
 from jobs.service.runs import RunView
 from jobs.spec import TrainingParams
 from jobs.tasks import task
@@ -37,6 +39,8 @@ def header(service: Service, run: RunView) -> dict[str, Any]:
         "best_eval_loss": run.best_eval_loss,
         "predicted_memory": run.predicted_memory,
         "peak_memory": run.peak_memory,
+        "memory_limit": int(run.spec.training.memory_limit_gb * 1e9),  # bytes, 0 for none
+        "over_limit": over_limit_text(run),
         "adapter_id": run.adapter_id,
         "result": "model" if full(run.spec.method) else "adapter",
         "try_it": try_it(run.spec.task, run.adapter_id) if run.adapter_id else None,
@@ -137,6 +141,21 @@ def measured_text(measured: int, predicted: int | None) -> str:
     off = round(100 * (measured / predicted - 1))
     said = "as predicted" if off == 0 else f"{abs(off)} % {'more' if off > 0 else 'less'} than predicted"
     return f"{bytes_text(measured)}, {said}"
+
+
+def over_limit_text(run: RunView) -> str:
+    """By how much the run went over the memory limit that it was given, and why; empty where it did not."""
+    device = (run.hardware or {}).get("device", "cpu")
+    over = over_limit(run.spec.training, device, run.peak_memory or 0)
+    if not over:
+        return ""
+    limit = int(run.spec.training.memory_limit_gb * 1e9)
+    beside = f", with the {bytes_text(CUDA_CONTEXT)} that the GPU's own programs take" if device == "cuda" else ""
+    why = NOT_LESS if device == "cpu" else "Where no way fits a limit, a run takes the most saving one and goes on."
+    return (
+        f"This run went over its memory limit: you set {bytes_text(limit)}, and it took {bytes_text(limit + over)} at "
+        f"its peak{beside}, {bytes_text(over)} more. {why}"
+    )
 
 
 def _hardware_text(hardware: dict[str, Any]) -> str:

@@ -283,6 +283,14 @@ def test_a_memory_limit_is_what_the_run_may_take(service: Service, draft: Draft)
     assert limited.fits is False and limited.memory_limited and limited.free_memory == 100_000_000
     (note,) = [note for note in limited.notes if "memory" in note]
     assert "you set Memory limit to 0.1 GB" in note and "are free on" not in note
+    assert "it goes over the limit" in note
+    assert "before it loads a model" in note and "Fit it for me" not in note, "nothing could make it fit"
+    wide = changed(draft, batch_size=64, recompute="off", loop="plain")
+    most = service.planning.plan(wide).estimate
+    assert most
+    near = (most.total - (10 << 20)) / 1e9
+    (note,) = [note for note in service.planning.plan(changed(wide, memory_limit_gb=near)).notes if "memory" in note]
+    assert "Fit it for me" in note and "before it loads a model" not in note
     beyond = service.planning.plan(changed(draft, memory_limit_gb=9_000))
     assert not beyond.memory_limited and beyond.free_memory > 100_000_000
 

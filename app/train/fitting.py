@@ -17,6 +17,7 @@ from app.callbacks import Shown
 from app.components import bytes_text, escape, note_html
 from app.drafts import Checks, Settings
 from app.train.widgets import Widgets
+from jobs.fitting import Fitted
 from jobs.service import Service
 from jobs.service.planning import Plan
 from jobs.spec import TrainingParams
@@ -45,7 +46,7 @@ class Fitting:
             "method": now.method,
             "after": [after.training, after.method_params],
             "changes": [*earlier.get("changes", ()), *found.changes],
-            "note": "" if found.changes else "It fits as it is." if found.fits else _nothing_helps(found.needs),
+            "note": "" if found.changes else _no_change(found),
         }
         if said["changes"]:
             said["before"] = earlier.get("before", [now.training, now.method_params])
@@ -92,9 +93,12 @@ class Fitting:
             return False
 
 
-def _nothing_helps(least: int) -> str:
+def _no_change(found: Fitted) -> str:
+    if found.fits:
+        return "It fits as it is."
+    limit = "Raise Memory limit, or choose" if found.training.memory_limit_gb else "Choose"
     return (
-        f"No setting makes this fit: it needs {bytes_text(least)} at the least. Choose a smaller base model, or "
+        f"No setting makes this fit: it needs {bytes_text(found.needs)} at the least. {limit} a smaller base model, or "
         "another method."
     )
 
