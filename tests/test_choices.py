@@ -285,6 +285,18 @@ def test_a_page_that_nobody_has_touched_has_a_task_that_its_model_can_do_and_say
     assert "You set" not in shown[widgets.task_words]
 
 
+def test_beside_the_steps_stands_that_epochs_decides_nothing(service: Service, base: int, labelled: int) -> None:
+    with gr.Blocks():
+        widgets = Widgets()
+    shown = Choosing(service, widgets).open(request(dataset=str(labelled), base=str(base)), "")
+    at = {each: _value(shown.get(each, each.value)) for each in widgets.inputs}
+    starting = Starting(service, widgets)
+    said = "Epochs (3, which is 27 steps) changes nothing"
+    assert said in starting.plan(request(order=1), None, *at.values())[widgets.summary]
+    at[widgets.training["min_steps"]] = 0
+    assert "changes nothing" not in starting.plan(request(order=2), None, *at.values())[widgets.summary]
+
+
 def test_start_lists_every_setting_that_cannot_be(service: Service, base: int, labelled: int) -> None:
     with gr.Blocks():
         widgets = Widgets()

@@ -139,6 +139,17 @@ def test_steps_are_counted_as_the_trainer_counts_them(settings: dict, steps: int
     assert TrainingParams(batch_size=4, **settings).steps(98) == steps
 
 
+def test_where_epochs_decides_nothing_the_plan_says_so(service: Service, draft: Draft) -> None:
+    """The least steps of the presets are more than the epochs of few rows."""
+    note = service.planning.plan(draft).steps_note  # 18 rows in 5 steps, three times
+    assert "Least steps is 120" in note and "Epochs (3, which is 15 steps) changes nothing" in note
+    assert "about 24 times" in note
+    quick = service.planning.plan(changed(draft, epochs=100, max_steps=80)).steps_note
+    assert quick == "Most steps is 80: Epochs (100, which is 500 steps) changes nothing."
+    for decides in ({"min_steps": 0}, {"min_steps": 15}, {"epochs": 24}):
+        assert service.planning.plan(changed(draft, **decides)).steps_note == ""
+
+
 @pytest.mark.parametrize("rows", [5, 126, 2_000, 200_000])
 def test_a_more_thorough_preset_takes_more_steps_and_quick_never_many(rows: int) -> None:
     quick, balanced, thorough = (TrainingParams(**PRESETS[name].training) for name in ("quick", "balanced", "thorough"))

@@ -37,9 +37,10 @@ def summary_html(plan: Plan, model: BaseModelView, dataset: str, method: str) ->
     if plan.seconds is not None:
         told = "as an earlier run on this machine tells"
         rows += f'<div title="{told}"><dt>In about</dt><dd><strong>{duration_text(plan.seconds)}</strong></dd></div>'
+    steps = f'<p class="hint loop">{escape(plan.steps_note)}</p>' if plan.steps_note else ""
     loop = f'<p class="hint loop">{escape(plan.loop.why)}</p>' if plan.loop else ""
     who = f"<strong>{escape(model.name)}</strong> learns <strong>{escape(dataset)}</strong> with {escape(method)}"
-    return f'<p class="who-learns">{who}</p><dl class="sums">{rows}</dl>{loop}{memory_html(plan)}'
+    return f'<p class="who-learns">{who}</p><dl class="sums">{rows}</dl>{steps}{loop}{memory_html(plan)}'
 
 
 def memory_html(plan: Plan) -> str:

@@ -138,6 +138,19 @@ def notes_together(parts: Parts, check: Preflight | None, head: int | None, hard
         yield f"The model gets a new head of {head:,} parameters, trained along with any method."
 
 
+def why_not_epochs(training: TrainingParams, train_rows: int) -> str:
+    """Where the least or the most steps decide how many are taken: that Epochs changes nothing. Else empty."""
+    steps, by_epochs = training.steps(train_rows), training.steps_by_epochs(train_rows)
+    meant = f"Epochs ({training.epochs:g}, which is {by_epochs:,} step{'' if by_epochs == 1 else 's'}) changes nothing"
+    if steps > by_epochs:
+        times = steps / training.steps_an_epoch(train_rows)
+        return (
+            f"Least steps is {training.min_steps:,}, and the rows are few: {meant}, and each row is seen about "
+            f"{times:,.0f} times. For fewer, lower Least steps."
+        )
+    return f"Most steps is {training.max_steps:,}: {meant}." if steps < by_epochs else ""
+
+
 def does_not_fit(needs: Estimate, hardware: Hardware, training: TrainingParams) -> str:
     """How much is missing, and what would help."""
     most = max(0, budget(hardware, training))

@@ -18,7 +18,7 @@ from jobs.memory.kept import Lengths
 from jobs.methods import method as find_method
 from jobs.pace import tokens_seen
 from jobs.presets import preset as find_preset
-from jobs.service.checking import Parts, does_not_fit, notes_together, problems_together, row_problems
+from jobs.service.checking import Parts, does_not_fit, notes_together, problems_together, row_problems, why_not_epochs
 from jobs.service.choices import (
     MethodChoice,
     TaskChoice,
@@ -71,6 +71,7 @@ class Plan(Frozen):
     train_rows: int | None
     validation_rows: int | None
     steps: int | None
+    steps_note: str  # where Epochs does not decide how many; else empty
     seconds: float | None  # the whole run's, where an earlier one on this machine tells
 
 
@@ -260,6 +261,7 @@ class Planning:
             train_rows=train_rows,
             validation_rows=validation_rows,
             steps=steps,
+            steps_note=why_not_epochs(training, train_rows) if training and train_rows else "",
             seconds=seconds,
         )
 
