@@ -150,6 +150,19 @@ def test_where_epochs_decides_nothing_the_plan_says_so(service: Service, draft: 
         assert service.planning.plan(changed(draft, **decides)).steps_note == ""
 
 
+def test_very_few_rows_are_a_warning_and_no_problem(service: Service, draft: Draft) -> None:
+    assert service.planning.plan(draft).warnings == (), "20 are enough to tell"
+    few = service.planning.plan(draft, preflight(rows=3, good_rows=3, tokens=30, longest=10))
+    assert few.spec and few.problems == ()
+    (warning,) = few.warnings
+    assert "There are only 3 rows" in warning and "the 1 row kept aside" in warning
+    bare = service.planning.plan(changed(draft, validation_percent=0), preflight(rows=1, good_rows=1, tokens=9))
+    assert "There is only 1 row" in bare.warnings[0] and "aside" not in bare.warnings[0]
+    # Rows that are left out teach nothing.
+    bad = preflight(rows=25, good_rows=19, bad_rows=6, bad=(BadRow(row=7, reason="the answer is empty"),))
+    assert "only 19 rows" in service.planning.plan(changed(draft, leave_out_bad_rows=True), bad).warnings[0]
+
+
 @pytest.mark.parametrize("rows", [5, 126, 2_000, 200_000])
 def test_a_more_thorough_preset_takes_more_steps_and_quick_never_many(rows: int) -> None:
     quick, balanced, thorough = (TrainingParams(**PRESETS[name].training) for name in ("quick", "balanced", "thorough"))
@@ -292,7 +305,7 @@ def test_a_memory_limit_is_what_the_run_may_take(service: Service, draft: Draft)
     assert free.fits and not free.memory_limited
     limited = service.planning.plan(changed(draft, memory_limit_gb=0.1))
     assert limited.fits is False and limited.memory_limited and limited.free_memory == 100_000_000
-    (note,) = [note for note in limited.notes if "memory" in note]
+    (note,) = limited.warnings
     assert "you set Memory limit to 0.1 GB" in note and "are free on" not in note
     assert "it goes over the limit" in note
     assert "before it loads a model" in note and "Fit it for me" not in note, "nothing could make it fit"
@@ -300,7 +313,7 @@ def test_a_memory_limit_is_what_the_run_may_take(service: Service, draft: Draft)
     most = service.planning.plan(wide).estimate
     assert most
     near = (most.total - (10 << 20)) / 1e9
-    (note,) = [note for note in service.planning.plan(changed(wide, memory_limit_gb=near)).notes if "memory" in note]
+    (note,) = service.planning.plan(changed(wide, memory_limit_gb=near)).warnings
     assert "Fit it for me" in note and "before it loads a model" not in note
     beyond = service.planning.plan(changed(draft, memory_limit_gb=9_000))
     assert not beyond.memory_limited and beyond.free_memory > 100_000_000

@@ -77,11 +77,11 @@ def memory_html(plan: Plan) -> str:
 
 
 def words_html(plan: Plan) -> str:
-    """Under Start: what forbids it, then what is worth knowing."""
-    notes = "".join(
-        note_html(note, "warn" if plan.fits is False and "memory" in note else "info") for note in plan.notes
-    )
-    return f'<div class="stack">{problems_html(plan.problems)}{notes}</div>' if plan.problems or notes else ""
+    """Under Start: what forbids it, what will probably go wrong, then what is worth knowing."""
+    warnings = "".join(note_html(warning, "warn") for warning in plan.warnings)
+    notes = "".join(map(note_html, plan.notes))
+    said = problems_html(plan.problems) + warnings + notes
+    return f'<div class="stack">{said}</div>' if said else ""
 
 
 def instead_html(service: Service, dataset_id: int) -> str:

@@ -21,6 +21,9 @@ from jobs.spec import TrainingParams
 from jobs.tasks import task_for
 from jobs.tasks.base import Task
 
+# Of fewer rows the usual tenth kept aside is one or two: by so few nobody can tell what was learned from what was
+# learned by heart, and the checkpoint that they call the best is one by chance.
+FEW_ROWS = 20
 # Why a limit may be too low to be kept on a CPU, whatever is set.
 NOT_LESS = (
     f"On a CPU the limit counts all that the training program takes: about {PROCESS / 1e9:.1f} GB before it loads a "
@@ -136,6 +139,21 @@ def notes_together(parts: Parts, check: Preflight | None, head: int | None, hard
         yield "Without a validation split nothing is measured but the loss. Keep some rows aside."
     if head and parts.method and parts.method_params:
         yield f"The model gets a new head of {head:,} parameters, trained along with any method."
+
+
+def too_few(rows: int, validation_rows: int) -> str:
+    """What to expect of so few good rows; empty where they are enough to tell."""
+    if rows >= FEW_ROWS or not rows:
+        return ""
+    aside = f", and the {_rows(validation_rows)} kept aside cannot show whether it did" if validation_rows else ""
+    return (
+        f"There {'is' if rows == 1 else 'are'} only {_rows(rows)}: the model will learn them by heart rather than what "
+        f"they have in common{aside}. Add rows: a hundred different ones teach far better."
+    )
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 def why_not_epochs(training: TrainingParams, train_rows: int) -> str:

@@ -18,7 +18,15 @@ from jobs.memory.kept import Lengths
 from jobs.methods import method as find_method
 from jobs.pace import tokens_seen
 from jobs.presets import preset as find_preset
-from jobs.service.checking import Parts, does_not_fit, notes_together, problems_together, row_problems, why_not_epochs
+from jobs.service.checking import (
+    Parts,
+    does_not_fit,
+    notes_together,
+    problems_together,
+    row_problems,
+    too_few,
+    why_not_epochs,
+)
 from jobs.service.choices import (
     MethodChoice,
     TaskChoice,
@@ -59,7 +67,8 @@ class Plan(Frozen):
 
     spec: RunSpec | None
     problems: tuple[str, ...]  # all of them, in the user's words
-    notes: tuple[str, ...]  # worth knowing, forbidding nothing
+    warnings: tuple[str, ...]  # what will probably go wrong, forbidding nothing
+    notes: tuple[str, ...]  # worth knowing
     loop: Choice | None  # which will train it, and why
     estimate: Estimate | None
     fits: bool | None  # None: cannot be said
@@ -194,6 +203,7 @@ class Planning:
         head = None
         if task and task_params and base:
             head = task.new_head(task_params, base.shape, len(check.labels) if check else 0)
+        warnings = [few] if (few := too_few(rows, validation_rows or 0)) else []
         notes = [*notes_together(parts, check, head, hardware)]
         left = task.body(base.shape) if task and base else base.shape if base else None
         trainable = method.trainable(method_params, left) if left and method and method_params else None
@@ -208,7 +218,7 @@ class Planning:
             loop = run.choice(hardware).with_plan(memory_plan, run.trained.layers)
             enough = fits(needs, hardware, run.training)
             if not enough:
-                notes.append(does_not_fit(needs, hardware, run.training))
+                warnings.append(does_not_fit(needs, hardware, run.training))
         spec = None
         if not problems and base and dataset and mapping and training and method and method_params and task_params:
             spec = RunSpec(
@@ -249,6 +259,7 @@ class Planning:
         return Plan(
             spec=spec,
             problems=tuple(problems),
+            warnings=tuple(warnings),
             notes=tuple(notes),
             loop=loop,
             estimate=needs,
