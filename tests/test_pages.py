@@ -21,7 +21,7 @@ from app.drafts import Checks, Starts
 from app.pages.datasets import datasets_html
 from app.preflight import histogram_html, preview_html, report_html
 from app.run_words import full
-from app.train.summary import check_line_html, words_html
+from app.train.summary import check_line_html, range_text, words_html
 from jobs.errors import UserError
 from jobs.service import Service
 from jobs.service.chats import AnswerView, Delta
@@ -261,6 +261,11 @@ def test_a_warning_looks_like_one_and_a_note_does_not() -> None:
     html = words_html(plan)
     assert html.index("No.") < html.index('note warn"><p>Only 3 rows') < html.index('note info"><p>By the way')
     assert harmless(html)
+
+
+def test_a_time_is_a_range_where_runs_took_differently() -> None:
+    assert range_text(120, 125) == "2 min 5 s"
+    assert range_text(120, 180) == "2 min to 3 min"
 
 
 def test_an_answer_is_markdown_but_never_html_nor_a_request() -> None:

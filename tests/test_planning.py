@@ -249,9 +249,18 @@ def test_the_time_comes_from_the_most_alike_of_the_earlier_runs_here(service: Se
     ended_run(service, changed(draft, recompute="on"), seconds_a_step=4.0)
     plan = service.planning.plan(draft, check)
     # 18 rows 24 times (120 steps of 5 an epoch), of 100 tokens each, at 50 tokens a second.
-    assert plan.seconds == pytest.approx(18 * 24 * 100 / 50 + 12)
+    assert plan.seconds == pytest.approx((18 * 24 * 100 / 50 + 12,) * 2)
     slower = service.planning.plan(changed(draft, recompute="on"), check).seconds
-    assert slower == pytest.approx(18 * 24 * 100 / 25 + 12)
+    assert slower == pytest.approx((18 * 24 * 100 / 25 + 12,) * 2)
+    ended_run(service, draft, seconds_a_step=3.0)
+    ranged = service.planning.plan(draft, check).seconds
+    assert ranged == pytest.approx((18 * 24 * 100 / 50 + 12, 18 * 24 * 3 + 12)), "the machine had other work once"
+    for _ in range(5):
+        ended_run(service, draft, seconds_a_step=2.5)
+    latest = service.planning.plan(draft, check).seconds
+    assert latest == pytest.approx((18 * 24 * 2.5 + 12,) * 2), "what it was like long ago says nothing"
+    ended_run(service, changed(draft, memory_limit_gb=100), seconds_a_step=9.0)
+    assert service.planning.plan(draft, check).seconds == latest, "it may have had to save memory"
     assert service.planning.plan(draft).seconds is None, "rows that nobody has counted take nobody knows how long"
 
 

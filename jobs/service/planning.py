@@ -81,7 +81,7 @@ class Plan(Frozen):
     validation_rows: int | None
     steps: int | None
     steps_note: str  # where Epochs does not decide how many; else empty
-    seconds: float | None  # the whole run's, where an earlier one on this machine tells
+    seconds: tuple[float, float] | None  # the whole run's least and most, where earlier ones on this machine tell
 
 
 class Planning:
