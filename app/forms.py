@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from jobs.errors import UserError
-from jobs.fields import limits_of, number_text, problems_of, title_of
+from jobs.fields import extra_of, label_of, limits_of, number_text, problems_of, title_of
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -36,7 +36,7 @@ class Form(Generic[Model]):
         self.kind = kind
         left_out = set(without)
         fields = {name: field for name, field in kind.model_fields.items() if name not in left_out}
-        plain = {name: field for name, field in fields.items() if not _extra(field).get("advanced")}
+        plain = {name: field for name, field in fields.items() if not extra_of(field).get("advanced")}
         advanced = {name: field for name, field in fields.items() if name not in plain}
         self._widgets: dict[str, Component] = {}
         self._draw(plain)
@@ -105,7 +105,7 @@ class Forms:
         self._widgets: dict[str, Component] = {}
         self._advanced: gr.Accordion | None = None
         here = [key for key in self._fields if self._fields[key][0] not in self._apart]
-        later = [key for key in here if _extra(self._fields[key][1]).get("advanced")]
+        later = [key for key in here if extra_of(self._fields[key][1]).get("advanced")]
         self._draw([key for key in here if key not in later])
         if later:
             with gr.Accordion("Advanced", open=False, visible=False) as self._advanced:
@@ -169,7 +169,7 @@ class Forms:
 
 def _declaration(name: str, field: FieldInfo) -> str:
     """Two fields with the same one look alike, whatever their defaults."""
-    said = (name, field.annotation, field.title, field.description, limits_of(field), _extra(field), _is_small(field))
+    said = (name, field.annotation, field.title, field.description, limits_of(field), extra_of(field), _is_small(field))
     return repr(said)
 
 
@@ -189,8 +189,7 @@ def widget(name: str, field: FieldInfo, visible: bool = True) -> Component:
         "elem_classes": ["field", field_class(name)],
     }
     if get_origin(kind) is Literal:
-        labels = _extra(field).get("labels", {})
-        choices = [(labels.get(choice, _spoken(choice)), choice) for choice in get_args(kind)]
+        choices = [(label_of(field, choice), choice) for choice in get_args(kind)]
         return gr.Radio(choices, **words) if len(choices) <= RADIO_CHOICES else gr.Dropdown(choices, **words)
     if kind is bool:
         return gr.Checkbox(**words)
@@ -238,12 +237,3 @@ def _is_small(field: FieldInfo) -> bool:
     limits = limits_of(field)
     default = field.get_default(call_default_factory=True)
     return field.annotation is float and "le" in limits and bool(default) and default < limits["le"] / 200
-
-
-def _extra(field: FieldInfo) -> dict[str, Any]:
-    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-
-
-def _spoken(value: object) -> str:
-    text = str(value).replace("-", " ").replace("_", " ")
-    return text.upper() if len(text) <= 3 else text[:1].upper() + text[1:]

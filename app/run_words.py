@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from app.components import bytes_text, duration_text
 from jobs.errors import UserError
+from jobs.fields import label_of, title_of
 from jobs.frozen import Frozen
+from jobs.memory.estimate import CUDA_CONTEXT, over_limit
 from jobs.methods import all_methods, method
 from jobs.service import Service
+from jobs.service.checking import NOT_LESS
 from jobs.service.runs import RunView
 from jobs.spec import TrainingParams
 from jobs.tasks import task
@@ -35,6 +39,8 @@ def header(service: Service, run: RunView) -> dict[str, Any]:
         "best_eval_loss": run.best_eval_loss,
         "predicted_memory": run.predicted_memory,
         "peak_memory": run.peak_memory,
+        "memory_limit": int(run.spec.training.memory_limit_gb * 1e9),  # bytes, 0 for none
+        "over_limit": over_limit_text(run),
         "adapter_id": run.adapter_id,
         "result": "model" if full(run.spec.method) else "adapter",
         "try_it": try_it(run.spec.task, run.adapter_id) if run.adapter_id else None,
@@ -92,6 +98,7 @@ def details(run: RunView) -> dict[str, Any]:
     """What was trained, on what, with which settings."""
     spec = run.spec
     return {
+        "loop": str((run.hardware or {}).get("loop_why", "")),  # runs from before there were two have none
         "subtitle": f"{label(method, spec.method)} on {spec.base_model.name}, with {spec.dataset.name}",
         "base_model_id": run.base_model_id,
         "dataset_id": run.dataset_id,
@@ -117,8 +124,6 @@ def facts(run: RunView) -> Pairs:
     found.append(("Seed", str(spec.training.seed)))
     if run.hardware:
         found.append(("Hardware", _hardware_text(run.hardware)))
-        if why := run.hardware.get("loop_why"):  # runs from before there were two have none
-            found.append(("Training loop", str(why)))
     if run.predicted_memory:
         found.append(("Predicted peak memory", bytes_text(run.predicted_memory)))
     if run.peak_memory and run.state.ended:
@@ -136,6 +141,21 @@ def measured_text(measured: int, predicted: int | None) -> str:
     off = round(100 * (measured / predicted - 1))
     said = "as predicted" if off == 0 else f"{abs(off)} % {'more' if off > 0 else 'less'} than predicted"
     return f"{bytes_text(measured)}, {said}"
+
+
+def over_limit_text(run: RunView) -> str:
+    """By how much the run went over the memory limit that it was given, and why; empty where it did not."""
+    device = (run.hardware or {}).get("device", "cpu")
+    over = over_limit(run.spec.training, device, run.peak_memory or 0)
+    if not over:
+        return ""
+    limit = int(run.spec.training.memory_limit_gb * 1e9)
+    beside = f", with the {bytes_text(CUDA_CONTEXT)} that the GPU's own programs take" if device == "cuda" else ""
+    why = NOT_LESS if device == "cpu" else "Where no way fits a limit, a run takes the most saving one and goes on."
+    return (
+        f"This run went over its memory limit: you set {bytes_text(limit)}, and it took {bytes_text(limit + over)} at "
+        f"its peak{beside}, {bytes_text(over)} more. {why}"
+    )
 
 
 def _hardware_text(hardware: dict[str, Any]) -> str:
@@ -174,12 +194,17 @@ def _pairs(declared: type[BaseModel], given: dict[str, Any]) -> Pairs:
     values = {name: field.get_default(call_default_factory=True) for name, field in declared.model_fields.items()}
     values |= given
     return [
-        ((declared.model_fields[name].title if name in declared.model_fields else None) or name, _value_text(value))
+        (title_of(name, field), _value_text(value, field))
+        if (field := declared.model_fields.get(name))
+        else (name, _value_text(value))
         for name, value in values.items()
     ]
 
 
-def _value_text(value: Any) -> str:
+def _value_text(value: Any, field: FieldInfo | None = None) -> str:
+    """`field`: where the value is one of a setting's."""
+    if field and get_origin(field.annotation) is Literal:
+        return label_of(field, value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -16,6 +16,19 @@ def title_of(name: str, field: FieldInfo) -> str:
     return field.title or name.replace("_", " ").capitalize()
 
 
+def extra_of(field: FieldInfo) -> dict[str, Any]:
+    """What a field declares besides its type and limits."""
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+def label_of(field: FieldInfo, value: Any) -> str:
+    """One choice of a Literal field as the form shows it: its declared label, else the value made readable."""
+    if label := extra_of(field).get("labels", {}).get(value):
+        return str(label)
+    text = str(value).replace("-", " ").replace("_", " ")
+    return text.upper() if len(text) <= 3 else text[:1].upper() + text[1:]
+
+
 def limits_of(field: FieldInfo) -> dict[str, Any]:
     """A field's limits by pydantic's names: ge, gt, le, lt, max_length; those it has."""
     found: dict[str, Any] = {}

@@ -23,12 +23,19 @@ PACKED_STATE = "packed.pt"  # what the packed loop goes on from, in a checkpoint
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3")
 FUSED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # of them, those whose layers the packed loop has itself
 TOGETHER = ("lora", "qlora", "rslora", "lora-plus")  # methods of which several runs can share their steps
+_PACKED = (
+    "Of its two training loops Graft uses the faster one here, the packed one, because it knows this kind of model, "
+    "the method and the task: rows are computed one right after another, so that no time is lost on filling up the "
+    "short ones."
+)
+_PLAIN = "Of its two training loops Graft uses the plain one here (transformers' Trainer), because {}."
+_OTHER = "the packed one, which is faster,"
 _CAPPED = ("gemma2",)  # their attention caps its logits, which no kernel for packed rows on a GPU does
 
 
 class Choice(Frozen):
     loop: LoopName
-    why: str  # a sentence for the run's page
+    why: str  # which it is, why, and what that means: for a person, before Start and on the run's page
 
     def with_plan(self, plan: MemoryPlan, layers: int) -> Choice:
         """With what is done to save memory."""
@@ -40,8 +47,13 @@ def choose(training: TrainingParams, task: Task, method: Method, params: Any, mo
     """`compute`: "float32", "bfloat16" or "float16" with the device before it: "cuda bfloat16"."""
     reason = _why_plain(training, task, method, params, model_type, compute)
     if reason:
-        return Choice(loop="plain", why=f"Plain loop (transformers' Trainer): {reason}.")
-    return Choice(loop="packed", why="Packed loop: rows one after another without padding, LoRA and loss fused.")
+        return Choice(loop="plain", why=_PLAIN.format(reason))
+    return Choice(loop="packed", why=_PACKED)
+
+
+def begun_plain() -> Choice:
+    """For a run that goes on where a checkpoint of the plain loop ended."""
+    return Choice(loop="plain", why=_PLAIN.format("the run was begun in it"))
 
 
 def problem(choice: Choice, task: Task, method: Method, params: Any) -> str | None:
@@ -91,19 +103,19 @@ def _why_plain(
     training: TrainingParams, task: Task, method: Method, params: Any, model_type: str, compute: str
 ) -> str | None:
     if training.loop == "plain":
-        return "you chose it"
+        return "you set Training loop to Plain"
     if not task.packs:
-        return f"the packed loop does not know the task {task.label}"
+        return f"{_OTHER} does not know the task {task.label}"
     if not method.packs:
-        return f"the packed loop does not know {method.label}"
+        return f"{_OTHER} does not know {method.label}"
     if model_type not in FAMILIES:
-        return f"the packed loop does not know models of the kind {model_type}"
+        return f"{_OTHER} does not know models of the kind {model_type}"
     if method.quantization(params) == "int8":
-        return "the packed loop does not know 8-bit bases"
+        return f"{_OTHER} does not know base weights in 8 bits"
     if method.name == "dora" and params.dropout:
-        return "the packed loop does not know DoRA with dropout"
+        return f"{_OTHER} does not know DoRA with dropout"
     if compute.endswith("float16") and not compute.endswith("bfloat16"):
-        return "this GPU computes in 16-bit floats that need loss scaling"
+        return f"{_OTHER} needs a GPU that computes in bf16, and this one does not"
     if compute.startswith("cuda") and model_type in _CAPPED:
-        return f"models of the kind {model_type} cap their attention, which no kernel for packed rows does"
+        return f"{_OTHER} cannot train models of the kind {model_type} on a GPU: they cap their attention"
     return None

@@ -26,7 +26,13 @@ class TrainingParams(Frozen):
         title="Learning rate",
         description="How far each step moves. LoRA wants about 1e-3 on small models, 2e-4 on large ones.",
     )
-    epochs: float = Field(3, gt=0, le=100, title="Epochs", description="How often the whole dataset is seen.")
+    epochs: float = Field(
+        3,
+        gt=0,
+        le=100,
+        title="Epochs",
+        description="How often the whole dataset is seen. A small one is seen more often, until Least steps are taken.",
+    )
     max_steps: int = Field(
         0,
         ge=0,
@@ -191,8 +197,12 @@ class TrainingParams(Frozen):
 
     def steps(self, train_rows: int) -> int:
         """Optimizer steps of the whole run, as transformers' Trainer counts: an epoch's last step may be smaller."""
-        steps = max(math.ceil(self.steps_an_epoch(train_rows) * self.epochs), self.min_steps)
+        steps = max(self.steps_by_epochs(train_rows), self.min_steps)
         return min(steps, self.max_steps) if self.max_steps else steps
+
+    def steps_by_epochs(self, train_rows: int) -> int:
+        """What they would be without a least and a most."""
+        return math.ceil(self.steps_an_epoch(train_rows) * self.epochs)
 
     def steps_an_epoch(self, train_rows: int) -> int:
         return math.ceil(math.ceil(train_rows / self.batch_size) / self.gradient_accumulation)

@@ -183,6 +183,26 @@ def test_what_reads_is_preselected_for_texts_to_sort_and_what_writes_for_chats(
     assert choosing.open(request(dataset=str(labelled), base=str(base)), "")[widgets.base_chosen] is True
 
 
+def test_questions_with_answers_suggest_a_chat_whatever_else_they_could_be_read_as(
+    service: Service, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Not the translation for which such pairs would do, nor a model that could learn nothing else."""
+    chats = add(service, tmp_path / "chats.csv", "question,answer\n" + "How many are left?,There are three.\n" * 8)
+    rewriter = service.models.add_folder(tiny.build_t5(tmp_path / "t5")).id
+    base = service.models.add_folder(tiny_llama).id
+    with gr.Blocks():
+        widgets = Widgets()
+    shown = Choosing(service, widgets).open(request(dataset=str(chats)), "")
+    assert _value(shown[widgets.base]) == base
+    assert shown[widgets.task] == "chat"
+    assert "encoder-decoder" not in shown[widgets.task_words]
+    assert [each.name for each in service.planning.tasks(chats, base)] == ["chat", "rewrite"]
+    assert [each.id for each in service.planning.bases_for(chats)] == [base, rewriter]
+    asked = Choosing(service, widgets).open(request(dataset=str(chats), base=str(rewriter)), "")
+    assert asked[widgets.task] == "seq2seq"
+    assert "This dataset suggests Chat, but" in asked[widgets.task_words]
+
+
 def test_where_no_task_fits_a_model_that_does_is_one_press_away(
     service: Service, reader: int, tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -265,6 +285,18 @@ def test_a_page_that_nobody_has_touched_has_a_task_that_its_model_can_do_and_say
     assert "You set" not in shown[widgets.task_words]
 
 
+def test_beside_the_steps_stands_that_epochs_decides_nothing(service: Service, base: int, labelled: int) -> None:
+    with gr.Blocks():
+        widgets = Widgets()
+    shown = Choosing(service, widgets).open(request(dataset=str(labelled), base=str(base)), "")
+    at = {each: _value(shown.get(each, each.value)) for each in widgets.inputs}
+    starting = Starting(service, widgets)
+    said = "Epochs (3, which is 27 steps) changes nothing"
+    assert said in starting.plan(request(order=1), None, *at.values())[widgets.summary]
+    at[widgets.training["min_steps"]] = 0
+    assert "changes nothing" not in starting.plan(request(order=2), None, *at.values())[widgets.summary]
+
+
 def test_start_lists_every_setting_that_cannot_be(service: Service, base: int, labelled: int) -> None:
     with gr.Blocks():
         widgets = Widgets()
@@ -282,3 +314,55 @@ def test_a_chosen_method_stays_in_its_place_while_its_settings_cannot_be(service
     near, more = html.split('<details class="more-methods"')
     assert 'value="bitfit" checked' in near and "no biases" in near
     assert 'value="bitfit"' not in more and html.count('type="radio"') == len(all_methods())
+
+
+def test_another_press_on_fit_it_for_me_keeps_what_was_changed_and_its_undo(
+    service: Service, base: int, labelled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gr.Blocks():
+        widgets = Widgets()
+    starting = Starting(service, widgets)
+    at = {each: each.value for each in widgets.inputs}
+    at |= {
+        each: _value(shown)
+        for each, shown in Choosing(service, widgets).open(request(dataset=str(labelled), base=str(base)), "").items()
+        if each in at and _value(shown) is not None
+    }
+    size, recompute = widgets.training["batch_size"], widgets.training["recompute"]
+    at |= {size: 64, recompute: "off", widgets.training["loop"]: "plain", widgets.training["max_length"]: 512}
+    first = dict(at)
+    whole = service.planning.plan(widgets.settings(list(at.values())).draft).estimate
+    assert whole
+
+    def free(bytes_: int) -> None:
+        here = this_machine().model_copy(update={"memory_free": bytes_})
+        monkeypatch.setattr("jobs.service.planning.this_machine", lambda: here)
+
+    def press(change: Any, fitting: str) -> str:
+        """What stands in the hidden box afterwards; the page's settings follow."""
+        done = change(fitting, *at.values())
+        at.update({each: _value(shown) for each, shown in done.items() if each in at})
+        return str(done.get(widgets.fitting, fitting))
+
+    def page(fitting: str) -> tuple[str, bool]:
+        """The words, and whether there is an Undo."""
+        planned = starting.plan(request(), fitting, *at.values())
+        return planned[widgets.fitted], planned[widgets.undo].visible
+
+    free(whole.total - (1 << 20))
+    fitting = press(starting.fit, "")
+    words, can_undo = page(fitting)
+    assert at[size] < 64 and words.count("<li>") == 1 and can_undo
+    again = press(starting.fit, fitting)
+    assert page(again) == (words, True), "it fits, so that nothing is changed"
+    least = service.planning.plan(widgets.settings(list(at.values())).draft).estimate
+    assert least
+    free(least.total - (1 << 20))  # something else has taken memory meanwhile
+    again = press(starting.fit, again)
+    more, can_undo = page(again)
+    assert more.startswith(words.removesuffix("</ul></div>")) and more.count("<li>") == 2 and can_undo
+    free(1 << 20)
+    again = press(starting.fit, again)
+    assert page(again)[0].count("<li>") == 2 and "No setting makes this fit" in page(again)[0] and page(again)[1]
+    assert press(starting.undo, again) == ""
+    assert (at[size], at[recompute]) == (first[size], first[recompute])

@@ -281,13 +281,13 @@ def test_a_run_says_why_it_goes_the_plain_way(tmp_path: Path, tiny_llama: Path) 
 @pytest.mark.parametrize(
     ("training", "task", "method", "params", "model_type", "compute", "reason"),
     (
-        ({"loop": "plain"}, "chat", "lora", {}, "llama", "cpu float32", "you chose it"),
+        ({"loop": "plain"}, "chat", "lora", {}, "llama", "cpu float32", "you set Training loop to Plain"),
         ({}, "kto", "lora", {}, "llama", "cpu float32", "the task Thumbs up and down (KTO)"),
         ({}, "chat", "ia3", {}, "llama", "cpu float32", "does not know IA3"),
         ({}, "chat", "lora", {}, "gpt2", "cpu float32", "models of the kind gpt2"),
-        ({}, "chat", "lora", {"base_weights": "8-bit"}, "llama", "cpu float32", "8-bit"),
+        ({}, "chat", "lora", {"base_weights": "8-bit"}, "llama", "cpu float32", "in 8 bits"),
         ({}, "chat", "dora", {"dropout": 0.1}, "llama", "cpu float32", "DoRA with dropout"),
-        ({}, "chat", "lora", {}, "llama", "cuda float16", "16-bit floats"),
+        ({}, "chat", "lora", {}, "llama", "cuda float16", "in bf16"),
         ({}, "chat", "lora", {}, "gemma2", "cuda bfloat16", "cap their attention"),
     ),
 )

@@ -23,6 +23,7 @@ SHIPS = [
     {"prompt": f"Where is ship {n}?", "completion": "Arr, be at sea, " + "far from its harbour, " * (1 + n % 7)}
     for n in range(24)
 ]
+TWICE = "To save memory, all layers are computed twice instead of being remembered: it learns the same, more slowly."
 SETTINGS = {"batch_size": 8, "max_length": 128, "validation_percent": 20, "learning_rate": 3e-3}
 
 
@@ -62,7 +63,7 @@ def test_a_step_that_runs_out_of_memory_is_taken_again_and_the_curve_is_the_same
     said = [record.message for record in caplog.records if record.name == "jobs.training.packed.loop"]
     assert said == [
         "Memory ran out with packs of 1,024 tokens.",
-        "Going on with packs of 128 tokens. To save memory, all layers are computed twice.",
+        f"Going on with packs of 128 tokens. {TWICE}",
     ]
     assert not _OOM_WORDS.search(" ".join(said)), "whatever ends the run later, it was not this"
     for name in ("loss", "grad_norm", "learning_rate", "eval_loss"):
@@ -140,9 +141,8 @@ def test_a_run_keeps_its_memory_limit_in_either_loop_and_learns_the_same(
     )
     for files in (roomy, short):
         assert train_here(files).state == "completed"
-    said = "To save memory, all layers are computed twice."
-    assert said not in started(roomy).hardware["loop_why"]
-    assert started(short).hardware["loop_why"].endswith(said)
+    assert TWICE not in started(roomy).hardware["loop_why"]
+    assert started(short).hardware["loop_why"].endswith(TWICE)
     assert series(short, "loss") == pytest.approx(series(roomy, "loss"), rel=1e-5)
 
 

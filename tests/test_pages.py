@@ -21,13 +21,13 @@ from app.drafts import Checks, Starts
 from app.pages.datasets import datasets_html
 from app.preflight import histogram_html, preview_html, report_html
 from app.run_words import full
-from app.train.summary import check_line_html
+from app.train.summary import check_line_html, range_text, words_html
 from jobs.errors import UserError
 from jobs.service import Service
 from jobs.service.chats import AnswerView, Delta
 from jobs.service.datasets import BadRow, DatasetView, Preflight, RowPreview, Segment
 from jobs.service.mending import MendRef
-from jobs.service.planning import Draft
+from jobs.service.planning import Draft, Plan
 from storage.files import Home
 
 EVIL = "<script>alert(1)</script> ${1+1} {{value}}"
@@ -254,6 +254,18 @@ def test_the_train_page_says_how_many_rows_are_bad_and_why() -> None:
     assert "dataset?id=4" in html
     assert harmless(html)
     assert "All 10 rows can be used" in check_line_html(preflight(bad_rows=0, bad=()), 4, 20)
+
+
+def test_a_warning_looks_like_one_and_a_note_does_not() -> None:
+    plan = Plan.model_construct(problems=("No.",), warnings=(f"Only 3 rows. {EVIL}",), notes=("By the way.",))
+    html = words_html(plan)
+    assert html.index("No.") < html.index('note warn"><p>Only 3 rows') < html.index('note info"><p>By the way')
+    assert harmless(html)
+
+
+def test_a_time_is_a_range_where_runs_took_differently() -> None:
+    assert range_text(120, 125) == "2 min 5 s"
+    assert range_text(120, 180) == "2 min to 3 min"
 
 
 def test_an_answer_is_markdown_but_never_html_nor_a_request() -> None:

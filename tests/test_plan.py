@@ -145,12 +145,14 @@ def test_several_adapters_that_train_together_need_more_than_one_and_less_than_a
 
 def test_a_sentence_says_what_is_done() -> None:
     assert MemoryPlan(pack_tokens=100).sentence(4) == ""
-    assert MemoryPlan(recomputed=1).sentence(4) == "To save memory, 1 of 4 layers is computed twice."
-    assert MemoryPlan(recomputed=3).sentence(4) == "To save memory, 3 of 4 layers are computed twice."
+    twice = "computed twice instead of being remembered: it learns the same, more slowly."
+    assert MemoryPlan(recomputed=1).sentence(4) == f"To save memory, 1 of 4 layers is {twice}"
+    assert MemoryPlan(recomputed=3).sentence(4) == f"To save memory, 3 of 4 layers are {twice}"
     whole = MemoryPlan(recomputed=4, offloaded=True, embedding_on_host=True).sentence(4)
     assert whole == (
-        "To save memory, all layers are computed twice, what goes into them waits in the computer's memory, the "
-        "embeddings lie in the computer's memory."
+        "To save memory, all layers are computed twice instead of being remembered, what goes into them waits in the "
+        "computer's memory, the table of words (the embeddings) lies in the computer's memory: it learns the same, "
+        "more slowly."
     )
 
 

@@ -139,6 +139,30 @@ def test_steps_are_counted_as_the_trainer_counts_them(settings: dict, steps: int
     assert TrainingParams(batch_size=4, **settings).steps(98) == steps
 
 
+def test_where_epochs_decides_nothing_the_plan_says_so(service: Service, draft: Draft) -> None:
+    """The least steps of the presets are more than the epochs of few rows."""
+    note = service.planning.plan(draft).steps_note  # 18 rows in 5 steps, three times
+    assert "Least steps is 120" in note and "Epochs (3, which is 15 steps) changes nothing" in note
+    assert "about 24 times" in note
+    quick = service.planning.plan(changed(draft, epochs=100, max_steps=80)).steps_note
+    assert quick == "Most steps is 80: Epochs (100, which is 500 steps) changes nothing."
+    for decides in ({"min_steps": 0}, {"min_steps": 15}, {"epochs": 24}):
+        assert service.planning.plan(changed(draft, **decides)).steps_note == ""
+
+
+def test_very_few_rows_are_a_warning_and_no_problem(service: Service, draft: Draft) -> None:
+    assert service.planning.plan(draft).warnings == (), "20 are enough to tell"
+    few = service.planning.plan(draft, preflight(rows=3, good_rows=3, tokens=30, longest=10))
+    assert few.spec and few.problems == ()
+    (warning,) = few.warnings
+    assert "There are only 3 rows" in warning and "the 1 row kept aside" in warning
+    bare = service.planning.plan(changed(draft, validation_percent=0), preflight(rows=1, good_rows=1, tokens=9))
+    assert "There is only 1 row" in bare.warnings[0] and "aside" not in bare.warnings[0]
+    # Rows that are left out teach nothing.
+    bad = preflight(rows=25, good_rows=19, bad_rows=6, bad=(BadRow(row=7, reason="the answer is empty"),))
+    assert "only 19 rows" in service.planning.plan(changed(draft, leave_out_bad_rows=True), bad).warnings[0]
+
+
 @pytest.mark.parametrize("rows", [5, 126, 2_000, 200_000])
 def test_a_more_thorough_preset_takes_more_steps_and_quick_never_many(rows: int) -> None:
     quick, balanced, thorough = (TrainingParams(**PRESETS[name].training) for name in ("quick", "balanced", "thorough"))
@@ -225,9 +249,18 @@ def test_the_time_comes_from_the_most_alike_of_the_earlier_runs_here(service: Se
     ended_run(service, changed(draft, recompute="on"), seconds_a_step=4.0)
     plan = service.planning.plan(draft, check)
     # 18 rows 24 times (120 steps of 5 an epoch), of 100 tokens each, at 50 tokens a second.
-    assert plan.seconds == pytest.approx(18 * 24 * 100 / 50 + 12)
+    assert plan.seconds == pytest.approx((18 * 24 * 100 / 50 + 12,) * 2)
     slower = service.planning.plan(changed(draft, recompute="on"), check).seconds
-    assert slower == pytest.approx(18 * 24 * 100 / 25 + 12)
+    assert slower == pytest.approx((18 * 24 * 100 / 25 + 12,) * 2)
+    ended_run(service, draft, seconds_a_step=3.0)
+    ranged = service.planning.plan(draft, check).seconds
+    assert ranged == pytest.approx((18 * 24 * 100 / 50 + 12, 18 * 24 * 3 + 12)), "the machine had other work once"
+    for _ in range(5):
+        ended_run(service, draft, seconds_a_step=2.5)
+    latest = service.planning.plan(draft, check).seconds
+    assert latest == pytest.approx((18 * 24 * 2.5 + 12,) * 2), "what it was like long ago says nothing"
+    ended_run(service, changed(draft, memory_limit_gb=100), seconds_a_step=9.0)
+    assert service.planning.plan(draft, check).seconds == latest, "it may have had to save memory"
     assert service.planning.plan(draft).seconds is None, "rows that nobody has counted take nobody knows how long"
 
 
@@ -265,7 +298,7 @@ def test_a_run_arranges_itself_in_the_memory_there_is_and_says_how(
     assert roomy.estimate and roomy.fits and roomy.loop and "To save memory" not in roomy.loop.why
     least = service.planning.plan(changed(wide, memory_limit_gb=0.1), check)
     assert least.estimate and least.fits is False and least.loop
-    assert "To save memory, all layers are computed twice." in least.loop.why
+    assert "To save memory, all layers are computed twice" in least.loop.why
     between = (roomy.estimate.total + least.estimate.total) // 2
     short = this_machine().model_copy(update={"memory_free": between})
     monkeypatch.setattr("jobs.service.planning.this_machine", lambda: short)
@@ -281,8 +314,16 @@ def test_a_memory_limit_is_what_the_run_may_take(service: Service, draft: Draft)
     assert free.fits and not free.memory_limited
     limited = service.planning.plan(changed(draft, memory_limit_gb=0.1))
     assert limited.fits is False and limited.memory_limited and limited.free_memory == 100_000_000
-    (note,) = [note for note in limited.notes if "memory" in note]
+    (note,) = limited.warnings
     assert "you set Memory limit to 0.1 GB" in note and "are free on" not in note
+    assert "it goes over the limit" in note
+    assert "before it loads a model" in note and "Fit it for me" not in note, "nothing could make it fit"
+    wide = changed(draft, batch_size=64, recompute="off", loop="plain")
+    most = service.planning.plan(wide).estimate
+    assert most
+    near = (most.total - (10 << 20)) / 1e9
+    (note,) = service.planning.plan(changed(wide, memory_limit_gb=near)).warnings
+    assert "Fit it for me" in note and "before it loads a model" not in note
     beyond = service.planning.plan(changed(draft, memory_limit_gb=9_000))
     assert not beyond.memory_limited and beyond.free_memory > 100_000_000
 

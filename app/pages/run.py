@@ -61,6 +61,8 @@ _SHELL = """
   <div data-run="progress" class="progress-track" role="progressbar" aria-label="Steps done" aria-valuemin="0"
     aria-valuemax="100" hidden><div data-run="bar" class="progress-bar"></div></div>
   <dl class="figures run-figures">@figures</dl>
+  <div data-run="over-limit" class="note warn" role="status" hidden><p data-run="over-limit-text"></p></div>
+  <p data-run="loop" class="hint" hidden></p>
   <div data-run="charts-large"></div>
   <p data-run="no-curve" class="card hint">The curve begins with the first step.</p>
   <section data-run="answers-card" class="card" hidden>

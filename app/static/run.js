@@ -140,6 +140,8 @@
         reason.className = `note ${run.state === "failed" ? "bad" : run.state === "interrupted" ? "warn" : "info"}`;
         this.find("reason-log").hidden = !["failed", "interrupted"].includes(run.state);
       }
+      this.find("over-limit").hidden = !run.over_limit;
+      this.find("over-limit-text").textContent = run.over_limit;
       this.find("stop").hidden = run.ended;
       this.find("stop").disabled = !run.can_stop;
       this.find("stop").textContent = run.can_stop || run.ended ? "Stop" : "Stopping…";
@@ -178,7 +180,8 @@
       put("eval", loss(this.latest("eval_loss")), "on unseen rows");
       put("best", loss(run.best_eval_loss), run.best_step == null ? "validation loss" : `at step ${grouped.format(run.best_step)}`);
       put("speed", plain(this.latest("tokens_per_second")), "tokens a second");
-      put("memory", bytes(run.peak_memory ?? this.latest("memory")), run.predicted_memory ? `predicted ${bytes(run.predicted_memory)}` : "measured");
+      const against = [["predicted", run.predicted_memory], ["limit", run.memory_limit]].filter(([, size]) => size);
+      put("memory", bytes(run.peak_memory ?? this.latest("memory")), against.map(([what, size]) => `${what} ${bytes(size)}`).join(", ") || "measured");
     }
 
     tick() { if (!this.run.ended) this.numbers(); }
@@ -186,6 +189,8 @@
     takeDetails(details) {
       const subtitle = this.find("subtitle");
       subtitle.textContent = details.subtitle;
+      this.find("loop").textContent = details.loop;
+      this.find("loop").hidden = !details.loop;
       const pairs = (list) => {
         const made = make("dl", "pairs");
         for (const [label, value] of list) made.append(make("dt", "", label), make("dd", "", value));

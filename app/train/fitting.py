@@ -1,7 +1,8 @@
 """Fit it for me: the button that turns the settings into ones that fit, what it says it changed, and its undoing.
 
 What was fitted last stands in a hidden box of the page, as JSON: the settings after, those before where anything
-was changed, and the words. The words stay in sight for as long as the settings are those.
+was changed, the changes, and a note where the last press made none. The words stay in sight for as long as the
+settings are those.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from app.callbacks import Shown
 from app.components import bytes_text, escape, note_html
 from app.drafts import Checks, Settings
 from app.train.widgets import Widgets
+from jobs.fitting import Fitted
 from jobs.service import Service
 from jobs.service.planning import Plan
 from jobs.spec import TrainingParams
@@ -30,22 +32,26 @@ class Fitting:
         self._checks = checks
 
     def fit(self, fitting: str | None, *values: Any) -> Shown:
-        """The settings that fit, and what was changed."""
+        """The settings that fit, and what was changed. Pressed again on what it made, it adds to what it said, and
+        Undo still goes back to before the first press."""
         w = self._widgets
         now = w.settings(values)
         draft = now.draft
         after, found = self._service.planning.fit(draft, self._checks.get(draft))
-        if not found.changes:
-            words = ["It fits as it is."] if found.fits else [_nothing_helps(found.needs)]
-            said = {"method": now.method, "after": [now.training, now.method_params], "words": words}
-            return {w.fitting: json.dumps(said)}
+        kept = json.loads(fitting or "null")
+        earlier = kept if kept and self._as_fitted(kept, now) and "before" in kept else {}
+        if earlier and not found.changes and found.fits:
+            return {}
         said = {
             "method": now.method,
-            "before": [now.training, now.method_params],
             "after": [after.training, after.method_params],
-            "words": found.changes,
+            "changes": [*earlier.get("changes", ()), *found.changes],
+            "note": "" if found.changes else _no_change(found),
         }
-        return {**self._show(now.method, after.training, after.method_params), w.fitting: json.dumps(said)}
+        if said["changes"]:
+            said["before"] = earlier.get("before", [now.training, now.method_params])
+        shown = self._show(now.method, after.training, after.method_params) if found.changes else {}
+        return {**shown, w.fitting: json.dumps(said)}
 
     def undo(self, fitting: str | None, *values: Any) -> Shown:
         """The settings as they were before."""
@@ -60,7 +66,7 @@ class Fitting:
         """The buttons and the words, beside a plan of these settings."""
         w = self._widgets
         kept = json.loads(fitting or "null")
-        as_fitted = bool(kept) and kept["method"] == now.method and self._alike(kept["after"], now)
+        as_fitted = bool(kept) and self._as_fitted(kept, now)
         can = done is not None and done.fits is False and not done.problems
         return {
             w.fit: gr.Button(visible=can),
@@ -72,8 +78,11 @@ class Fitting:
         w = self._widgets
         return {**w.show_training(training), **w.method_forms.show(method, params, fresh=True)}
 
-    def _alike(self, after: list[dict[str, Any]], now: Settings) -> bool:
+    def _as_fitted(self, kept: dict[str, Any], now: Settings) -> bool:
         """Whether the page still holds what was fitted: a form gives whole numbers and text in its own way."""
+        if kept["method"] != now.method:
+            return False
+        after = kept["after"]
         kind = type(self._widgets.methods[now.method]).Params
         try:
             return (TrainingParams(**after[0]), kind(**after[1])) == (
@@ -84,16 +93,19 @@ class Fitting:
             return False
 
 
-def _nothing_helps(least: int) -> str:
+def _no_change(found: Fitted) -> str:
+    if found.fits:
+        return "It fits as it is."
+    limit = "Raise Memory limit, or choose" if found.training.memory_limit_gb else "Choose"
     return (
-        f"No setting makes this fit: it needs {bytes_text(least)} at the least. Choose a smaller base model, or "
+        f"No setting makes this fit: it needs {bytes_text(found.needs)} at the least. {limit} a smaller base model, or "
         "another method."
     )
 
 
 def _said_html(kept: dict[str, Any]) -> str:
-    """What was changed, one a line; or why nothing was."""
-    if "before" not in kept:
-        return note_html(" ".join(kept["words"]), "warn")
-    lines = "".join(f"<li>{escape(change)}</li>" for change in kept["words"])
-    return f'<div class="note good fitted"><p>Changed so that it fits:</p><ul>{lines}</ul></div>'
+    """What was changed, one a line, and why no more was."""
+    lines = "".join(f"<li>{escape(change)}</li>" for change in kept["changes"])
+    head = "Changed:" if kept["note"] else "Changed so that it fits:"
+    changed = f'<div class="note good fitted"><p>{head}</p><ul>{lines}</ul></div>' if lines else ""
+    return changed + note_html(kept["note"], "warn")

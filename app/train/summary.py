@@ -13,6 +13,7 @@ from jobs.service.datasets import Preflight
 from jobs.service.models import BaseModelView
 from jobs.service.planning import Plan
 
+_ALIKE = 1.1  # times the least: runs that took as long as one another
 REASONS = 5  # on the Train page; the dataset's own page lists every row
 
 
@@ -35,11 +36,20 @@ def summary_html(plan: Plan, model: BaseModelView, dataset: str, method: str) ->
         for label, value, unit in sums
     )
     if plan.seconds is not None:
-        told = "as an earlier run on this machine tells"
-        rows += f'<div title="{told}"><dt>In about</dt><dd><strong>{duration_text(plan.seconds)}</strong></dd></div>'
+        took = range_text(*plan.seconds)
+        told = "as the runs like it on this machine took; longer while the machine has more other work"
+        rows += f'<div title="{told}"><dt>In about</dt><dd><strong>{took}</strong>, longer if busy</dd></div>'
+    steps = f'<p class="hint loop">{escape(plan.steps_note)}</p>' if plan.steps_note else ""
     loop = f'<p class="hint loop">{escape(plan.loop.why)}</p>' if plan.loop else ""
     who = f"<strong>{escape(model.name)}</strong> learns <strong>{escape(dataset)}</strong> with {escape(method)}"
-    return f'<p class="who-learns">{who}</p><dl class="sums">{rows}</dl>{loop}{memory_html(plan)}'
+    return f'<p class="who-learns">{who}</p><dl class="sums">{rows}</dl>{steps}{loop}{memory_html(plan)}'
+
+
+def range_text(least: float, most: float) -> str:
+    """'2 min', or '2 min to 3 min' where runs like it took so differently."""
+    if most <= _ALIKE * least:
+        return duration_text(most)
+    return f"{duration_text(least)} to {duration_text(most)}"
 
 
 def memory_html(plan: Plan) -> str:
@@ -76,11 +86,11 @@ def memory_html(plan: Plan) -> str:
 
 
 def words_html(plan: Plan) -> str:
-    """Under Start: what forbids it, then what is worth knowing."""
-    notes = "".join(
-        note_html(note, "warn" if plan.fits is False and "memory" in note else "info") for note in plan.notes
-    )
-    return f'<div class="stack">{problems_html(plan.problems)}{notes}</div>' if plan.problems or notes else ""
+    """Under Start: what forbids it, what will probably go wrong, then what is worth knowing."""
+    warnings = "".join(note_html(warning, "warn") for warning in plan.warnings)
+    notes = "".join(map(note_html, plan.notes))
+    said = problems_html(plan.problems) + warnings + notes
+    return f'<div class="stack">{said}</div>' if said else ""
 
 
 def instead_html(service: Service, dataset_id: int) -> str:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _NF4_BITS = {True: 4.127, False: 4.5}  # bits a weight, scales included: with and without double quantization
 _INT8_BITS = 8.1  # a scale in 32 bits for each row
 _NARROW_MOMENT = 1 + FP32 / 256  # bytes of one in 8 bits, with its part of a block's scale
-_PROCESS = 680 << 20  # a trainer's imports on a CPU, and what it does besides: evaluates, answers, saves; measured
+PROCESS = 680 << 20  # a trainer's imports on a CPU, and what it does besides: evaluates, answers, saves; measured
 _MEASURES = 80 << 20  # what a new head's measures import besides (scikit-learn), measured with the starter encoder
 CUDA_CONTEXT = 600 << 20  # kernels and handles on a GPU: outside torch's allocator, so outside the measured peak
 
@@ -160,7 +160,7 @@ class Planner:
             "activations": kept.activations,
             "logits": kept.logits,
             "workspace": kept.workspace
-            + (_PROCESS if on_cpu else 0)
+            + (PROCESS if on_cpu else 0)
             + (_MEASURES if case.head is not None and on_cpu else 0)
             + self._held[bool(plan.recomputed)],
         }
@@ -173,6 +173,14 @@ def budget(hardware: Hardware, training: TrainingParams) -> int:
     if training.memory_limit_gb:
         most = min(most, int(training.memory_limit_gb * 1e9))
     return most - (CUDA_CONTEXT if hardware.device == "cuda" else 0)
+
+
+def over_limit(training: TrainingParams, device: str, peak: int) -> int:
+    """Bytes by which a measured peak went over the limit that was set; 0 where it did not, or none was."""
+    if not training.memory_limit_gb:
+        return 0
+    taken = peak + (CUDA_CONTEXT if device == "cuda" else 0)
+    return max(0, taken - int(training.memory_limit_gb * 1e9))
 
 
 def fits(needs: Estimate, hardware: Hardware, training: TrainingParams) -> bool:

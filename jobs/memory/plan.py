@@ -36,12 +36,12 @@ class MemoryPlan(Frozen):
         if self.recomputed:
             are = "is" if self.recomputed == 1 else "are"
             many = "all layers are" if self.recomputed >= layers else f"{self.recomputed} of {layers} layers {are}"
-            said.append(f"{many} computed twice")
+            said.append(f"{many} computed twice instead of being remembered")
         if self.offloaded:
             said.append("what goes into them waits in the computer's memory")
         if self.embedding_on_host:
-            said.append("the embeddings lie in the computer's memory")
-        return f"To save memory, {', '.join(said)}." if said else ""
+            said.append("the table of words (the embeddings) lies in the computer's memory")
+        return f"To save memory, {', '.join(said)}: it learns the same, more slowly." if said else ""
 
 
 def plain_plans(case: Case) -> Iterator[MemoryPlan]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.data.columns import Mapping
 from jobs.hardware import Hardware
-from jobs.memory.estimate import Estimate, budget
+from jobs.memory.estimate import PROCESS, Estimate, budget
 from jobs.methods.base import Method
 from jobs.service.choices import task_problem
 from jobs.service.datasets import DatasetView, Preflight
@@ -20,6 +20,15 @@ from jobs.service.models import BaseModelView
 from jobs.spec import TrainingParams
 from jobs.tasks import task_for
 from jobs.tasks.base import Task
+
+# Of fewer rows the usual tenth kept aside is one or two: by so few nobody can tell what was learned from what was
+# learned by heart, and the checkpoint that they call the best is one by chance.
+FEW_ROWS = 20
+# Why a limit may be too low to be kept on a CPU, whatever is set.
+NOT_LESS = (
+    f"On a CPU the limit counts all that the training program takes: about {PROCESS / 1e9:.1f} GB before it loads a "
+    "model, and the base model itself. No setting makes that less, so a limit below it cannot be kept."
+)
 
 
 @dataclass(frozen=True)
@@ -132,13 +141,50 @@ def notes_together(parts: Parts, check: Preflight | None, head: int | None, hard
         yield f"The model gets a new head of {head:,} parameters, trained along with any method."
 
 
+def too_few(rows: int, validation_rows: int) -> str:
+    """What to expect of so few good rows; empty where they are enough to tell."""
+    if rows >= FEW_ROWS or not rows:
+        return ""
+    aside = f", and the {_rows(validation_rows)} kept aside cannot show whether it did" if validation_rows else ""
+    return (
+        f"There {'is' if rows == 1 else 'are'} only {_rows(rows)}: the model will learn them by heart rather than what "
+        f"they have in common{aside}. Add rows: a hundred different ones teach far better."
+    )
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
+def why_not_epochs(training: TrainingParams, train_rows: int) -> str:
+    """Where the least or the most steps decide how many are taken: that Epochs changes nothing. Else empty."""
+    steps, by_epochs = training.steps(train_rows), training.steps_by_epochs(train_rows)
+    meant = f"Epochs ({training.epochs:g}, which is {by_epochs:,} step{'' if by_epochs == 1 else 's'}) changes nothing"
+    if steps > by_epochs:
+        times = steps / training.steps_an_epoch(train_rows)
+        return (
+            f"Least steps is {training.min_steps:,}, and the rows are few: {meant}, and each row is seen about "
+            f"{times:,.0f} times. For fewer, lower Least steps."
+        )
+    return f"Most steps is {training.max_steps:,}: {meant}." if steps < by_epochs else ""
+
+
 def does_not_fit(needs: Estimate, hardware: Hardware, training: TrainingParams) -> str:
     """How much is missing, and what would help."""
     most = max(0, budget(hardware, training))
-    there_is = f"{most / 1e9:,.1f} GB are free on {hardware.name}: it will probably run out of memory"
-    if most < budget(hardware, TrainingParams()):
-        there_is = f"you set Memory limit to {training.memory_limit_gb:g} GB: raise it, or let the run need less"
-    return (
-        f"This needs about {needs.total / 1e9:,.1f} GB of memory, and {there_is}. Press Fit it for me, which changes "
-        "first what costs no quality, or choose a smaller base model."
+    fit = "Press Fit it for me, which changes first what costs no quality, or choose a smaller base model."
+    if most >= budget(hardware, TrainingParams()):
+        return (
+            f"This needs about {needs.total / 1e9:,.1f} GB of memory, and {most / 1e9:,.1f} GB are free on "
+            f"{hardware.name}: it will probably run out of memory. {fit}"
+        )
+    said = (
+        f"This needs about {needs.total / 1e9:,.1f} GB of memory even where it saves the most, and you set Memory "
+        f"limit to {training.memory_limit_gb:g} GB: started anyway, it goes over the limit. "
     )
+    if hardware.device == "cpu" and PROCESS + needs.base > most:
+        return (
+            f"{said}{NOT_LESS} The base model takes {needs.base / 1e9:,.1f} GB. Raise the limit, or set it to 0 and "
+            "let the run take what is free."
+        )
+    return f"{said}Raise it, or let the run need less. {fit}"

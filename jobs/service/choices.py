@@ -54,10 +54,12 @@ class MethodChoice(Frozen):
 
 
 def tasks_for(mapping: Mapping | None, shape: ModelShape | None) -> tuple[TaskChoice, ...]:
-    """In the order the form shows them, the usual one first; without a model, only the data decides."""
+    """In the order the form shows them, the usual one first; without a model, only the data decides. One that this
+    model cannot learn says why, where the data is made for it: what only can be read as such suggests nothing."""
     if mapping is None:
         return ()
-    return tuple(
+    tasks = tasks_taking(mapping.shape)
+    choices = [
         TaskChoice(
             name=task.name,
             label=task.label,
@@ -65,7 +67,12 @@ def tasks_for(mapping: Mapping | None, shape: ModelShape | None) -> tuple[TaskCh
             params=suggested(task, mapping, shape),
             problems=tuple(_task_problems(task, mapping, shape)),
         )
-        for task in tasks_taking(mapping.shape)
+        for task in tasks
+    ]
+    return tuple(
+        choice
+        for choice, task in zip(choices, tasks, strict=True)
+        if not choice.problems or mapping.shape not in task.borrowed
     )
 
 

@@ -11,6 +11,8 @@ from jobs.pace import Earlier, alike, predicted_seconds
 from storage import runs as rows
 from storage.db import read
 
+_RUNS = 5  # the newest of those most alike
+
 
 class Paces:
     def __init__(self, engine: Engine) -> None:
@@ -19,9 +21,12 @@ class Paces:
 
     def seconds(
         self, base_model_id: int, loop: str, hardware: Hardware, method: str, settings: dict[str, Any], tokens: float
-    ) -> float | None:
-        """Of a run over so many tokens; None where no earlier one is like it. `settings`: as RunSpec holds them, by
-        which the most alike of several is found."""
+    ) -> tuple[float, float] | None:
+        """The least and the most of a run over so many tokens, as those tell that are the most alike: a run takes the
+        longer the more else the machine has to do. None where no earlier one is like it. `settings`: as RunSpec holds
+        them."""
+        told: list[float] = []
+        closest = 0
         with read(self._engine) as session:
             found = [
                 run
@@ -32,19 +37,23 @@ class Paces:
                 and run.spec["method"] == method
             ]
             wanted = _kind(settings)
-            for run in sorted(found, key=lambda each: (alike(wanted, _kind(each.spec)), each.id), reverse=True):
+            likeness = {run.id: alike(wanted, _kind(run.spec)) for run in found}
+            for run in sorted(found, key=lambda each: (likeness[each.id], each.id), reverse=True):
+                if told and (len(told) == _RUNS or likeness[run.id] < closest):
+                    break
                 key = (run.id, run.attempt)
                 if key not in self._known:
-                    told = rows.metric(session, run.id, "tokens_per_second")
+                    rates = rows.metric(session, run.id, "tokens_per_second")
                     self._known[key] = Earlier(
-                        times=tuple(time for _, time in told),
-                        rates=tuple(rate for rate, _ in told),
+                        times=tuple(time for _, time in rates),
+                        rates=tuple(rate for rate, _ in rates),
                         seconds=run.trained_seconds,
                     )
                 seconds = predicted_seconds(self._known[key], tokens)
                 if seconds is not None:
-                    return seconds
-        return None
+                    told.append(seconds)
+                    closest = likeness[run.id]
+        return (min(told), max(told)) if told else None
 
 
 def _kind(spec: dict[str, Any]) -> tuple[object, ...]:
@@ -53,6 +62,7 @@ def _kind(spec: dict[str, Any]) -> tuple[object, ...]:
     return (
         params.get("base_weights", "full"),
         {True: "on", False: "auto"}.get(training.get("recompute"), training.get("recompute", "auto")),
+        training.get("memory_limit_gb") or 0,  # with little memory layers are computed twice
         training.get("batch_size"),
         training.get("max_length"),
         params.get("targets"),

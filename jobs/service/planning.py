@@ -18,7 +18,15 @@ from jobs.memory.kept import Lengths
 from jobs.methods import method as find_method
 from jobs.pace import tokens_seen
 from jobs.presets import preset as find_preset
-from jobs.service.checking import Parts, does_not_fit, notes_together, problems_together, row_problems
+from jobs.service.checking import (
+    Parts,
+    does_not_fit,
+    notes_together,
+    problems_together,
+    row_problems,
+    too_few,
+    why_not_epochs,
+)
 from jobs.service.choices import (
     MethodChoice,
     TaskChoice,
@@ -59,7 +67,8 @@ class Plan(Frozen):
 
     spec: RunSpec | None
     problems: tuple[str, ...]  # all of them, in the user's words
-    notes: tuple[str, ...]  # worth knowing, forbidding nothing
+    warnings: tuple[str, ...]  # what will probably go wrong, forbidding nothing
+    notes: tuple[str, ...]  # worth knowing
     loop: Choice | None  # which will train it, and why
     estimate: Estimate | None
     fits: bool | None  # None: cannot be said
@@ -71,7 +80,8 @@ class Plan(Frozen):
     train_rows: int | None
     validation_rows: int | None
     steps: int | None
-    seconds: float | None  # the whole run's, where an earlier one on this machine tells
+    steps_note: str  # where Epochs does not decide how many; else empty
+    seconds: tuple[float, float] | None  # the whole run's least and most, where earlier ones on this machine tell
 
 
 class Planning:
@@ -86,15 +96,22 @@ class Planning:
         return tasks_for(self._datasets.get(dataset_id).mapping, shape)
 
     def bases_for(self, dataset_id: int) -> tuple[BaseModelView, ...]:
-        """The base models here that can learn one of the dataset's tasks, the fittest first: of small models an
-        encoder sorts, marks and finds better than one that writes."""
-        reads = any(task.head in READERS for task in self._usual_tasks(dataset_id))
-        fitting = [
-            base
+        """The base models here that can learn one of the dataset's tasks, the fittest first: one that can learn the
+        usual task, and of small models an encoder, which sorts, marks and finds better than one that writes."""
+        usual = self._usual_tasks(dataset_id)
+        reads = any(task.head in READERS for task in usual)
+        learns = [
+            (base, {task.name for task in self.tasks(dataset_id, base.id) if not task.problems})
             for base in self._models.bases()
-            if base.available and any(not task.problems for task in self.tasks(dataset_id, base.id))
+            if base.available
         ]
-        return tuple(sorted(fitting, key=lambda base: (base.shape.family == "encoder") != reads))
+        learns.sort(
+            key=lambda each: (
+                not any(task.name in each[1] for task in usual),
+                (each[0].shape.family == "encoder") != reads,
+            )
+        )
+        return tuple(base for base, tasks in learns if tasks)
 
     def hub_model_for(self, dataset_id: int) -> str:
         """The Hub id of a small model for the dataset's usual task, where none is here that can learn it."""
@@ -186,6 +203,7 @@ class Planning:
         head = None
         if task and task_params and base:
             head = task.new_head(task_params, base.shape, len(check.labels) if check else 0)
+        warnings = [few] if (few := too_few(rows, validation_rows or 0)) else []
         notes = [*notes_together(parts, check, head, hardware)]
         left = task.body(base.shape) if task and base else base.shape if base else None
         trainable = method.trainable(method_params, left) if left and method and method_params else None
@@ -200,7 +218,7 @@ class Planning:
             loop = run.choice(hardware).with_plan(memory_plan, run.trained.layers)
             enough = fits(needs, hardware, run.training)
             if not enough:
-                notes.append(does_not_fit(needs, hardware, run.training))
+                warnings.append(does_not_fit(needs, hardware, run.training))
         spec = None
         if not problems and base and dataset and mapping and training and method and method_params and task_params:
             spec = RunSpec(
@@ -241,6 +259,7 @@ class Planning:
         return Plan(
             spec=spec,
             problems=tuple(problems),
+            warnings=tuple(warnings),
             notes=tuple(notes),
             loop=loop,
             estimate=needs,
@@ -253,6 +272,7 @@ class Planning:
             train_rows=train_rows,
             validation_rows=validation_rows,
             steps=steps,
+            steps_note=why_not_epochs(training, train_rows) if training and train_rows else "",
             seconds=seconds,
         )
 

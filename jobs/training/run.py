@@ -342,7 +342,7 @@ class Attempt:
                 f"This run was begun in the packed loop, which cannot go on here. {choice.why} Resume it on the "
                 "machine it was begun on, or start it again from its settings."
             )
-        return loops.Choice(loop="plain", why="Plain loop (transformers' Trainer): the run was begun in it.")
+        return loops.begun_plain()
 
     def _early_before(self, job: Job) -> bool:
         """Whether an earlier attempt ended early and was killed before it could say so."""

@@ -41,7 +41,7 @@ def test_a_run_that_does_not_fit_is_fitted_and_taken_back(
     expect(page.locator(".check-line")).to_contain_text("rows can be used")
     fit = page.get_by_role("button", name="Fit it for me")
     expect(fit).to_be_hidden()
-    expect(page.locator(".loop")).to_contain_text("Plain loop")
+    expect(page.locator(".loop")).to_contain_text("the plain one")
     page.get_by_role("button", name="All settings").click()
     for label, value in (("Micro-batch", "256"), ("Gradient accumulation", "1"), ("Maximum length", "2048")):
         number(page, label).fill(value)

@@ -137,7 +137,8 @@ def test_from_an_uploaded_file_to_a_kept_sample(page: Page, watch: Watch, server
     assert sum(losses[-3:]) < sum(losses[:3])
     assert page.evaluate("Graft.runPage.series.get('eval_loss').steps.length") >= 1
     expect(page.locator("[data-run=answers]")).to_contain_text("What is a buoy?")
-    expect(page.locator("[data-run=facts]")).to_contain_text("Packed loop")
+    expect(page.locator("[data-run=loop]")).to_be_visible()
+    expect(page.locator("[data-run=loop]")).to_contain_text("the packed one")
 
     # A second browser sees the same, and the adapter comes as a PEFT folder.
     other = page.context.browser.new_context()  # type: ignore[union-attr]

@@ -1,0 +1,71 @@
+"""A run in words: its page says of a setting what the forms say, which loop trained it and what the memory was."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+from sqlalchemy import Engine
+
+from app.forms import Form
+from app.run_words import details, header, settings
+from jobs.methods import all_methods
+from jobs.service.runs import Runs, RunView
+from jobs.spec import TrainingParams
+from storage.states import RunState
+from tests import feed
+
+
+def view(engine: Engine, runs: Runs, *, training: dict[str, Any] | None = None, **columns: Any) -> RunView:
+    """A run as its page sees it. `training`: over the defaults; `columns`: of its row."""
+    spec = feed.spec().model_copy(update={"training": TrainingParams(**(training or {}))})
+    run_id = feed.add_run(engine, RunState.RUNNING, **columns)
+    return runs.get(run_id).model_copy(update={"spec": spec})
+
+
+def test_settings_read_as_the_form_shows_them(engine: Engine, runs: Runs) -> None:
+    told = dict(dict(settings(view(engine, runs, training={"recompute": "on"})))["Training"])
+    assert told["Recompute activations"] == "Always"
+    assert told["Optimizer"] == "AdamW"
+    assert told["Training loop"] == "The fastest that applies"
+    assert told["Learning-rate schedule"] == "Linear"
+
+
+def test_which_loop_trained_it_and_why_stands_apart_from_what_is_folded(engine: Engine, runs: Runs) -> None:
+    why = "Of its two training loops Graft uses the plain one here."
+    told = details(view(engine, runs, hardware={"name": "CPU", "loop_why": why}))
+    assert told["loop"] == why
+    assert why not in dict(told["facts"]).values()
+    assert details(view(engine, runs))["loop"] == "", "it has not begun, or there was but one loop then"
+
+
+def test_a_memory_limit_that_was_not_kept_is_told_with_by_how_much_and_why(engine: Engine, runs: Runs) -> None:
+    def told(device: str, peak: int | None, **training: Any) -> str:
+        run = view(engine, runs, training=training, peak_memory=peak, hardware={"name": "It", "device": device})
+        return str(header(SimpleNamespace(runs=runs), run)["over_limit"])  # type: ignore[arg-type]
+
+    said = told("cpu", 1_350_000_000, memory_limit_gb=0.5)
+    assert "you set 500 MB" in said and "took 1.4 GB" in said and "850 MB more" in said
+    assert "On a CPU" in said and "0.7 GB before it loads a model" in said
+    # What a GPU takes beside what is measured counts, as it does before Start.
+    on_gpu = told("cuda", 9_500_000_000, memory_limit_gb=10)
+    assert "took 10.1 GB" in on_gpu and "On a CPU" not in on_gpu
+    assert told("cuda", 9_300_000_000, memory_limit_gb=10) == ""
+    assert told("cpu", 500_000_000, memory_limit_gb=0.5) == ""
+    assert told("cpu", None, memory_limit_gb=0.5) == told("cpu", 1 << 40) == ""
+
+
+@pytest.mark.parametrize("name", all_methods())
+def test_every_choice_of_every_method_reads_as_its_form_shows_it(engine: Engine, runs: Runs, name: str) -> None:
+    method = all_methods()[name]
+    run = view(engine, runs)
+    run = run.model_copy(update={"spec": run.spec.model_copy(update={"method": name, "method_params": {}})})
+    told = dict(dict(settings(run)).get(method.label, []))
+    with gr.Blocks():
+        form = Form(type(method).Params)
+    for widget in form.components:
+        if isinstance(widget, gr.Radio | gr.Dropdown):
+            shown = {value: label for label, value in widget.choices}
+            assert told[str(widget.label)] == shown[widget.value]
