@@ -213,7 +213,7 @@ def _value_text(value: Any, field: FieldInfo | None = None) -> str:
         return f"{value:,}" if value >= 10_000 else str(value)
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
-    return str(value)
+    return str(value) or "none"
 
 
 def steps_text(run: RunView) -> str:

@@ -24,9 +24,8 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3
 FUSED = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # of them, those whose layers the packed loop has itself
 TOGETHER = ("lora", "qlora", "rslora", "lora-plus")  # methods of which several runs can share their steps
 _PACKED = (
-    "Of its two training loops Graft uses the faster one here, the packed one, because it knows this kind of model, "
-    "the method and the task: rows are computed one right after another, so that no time is lost on filling up the "
-    "short ones."
+    "Of its two training loops Graft uses the faster one here, the packed one: it knows this model, method and task, "
+    "and loses no time on filling up short rows."
 )
 _PLAIN = "Of its two training loops Graft uses the plain one here (transformers' Trainer), because {}."
 _OTHER = "the packed one, which is faster,"

@@ -9,36 +9,43 @@ from collections.abc import Sequence
 from jobs.frozen import Frozen
 
 _LEAST = 5  # steps that an earlier run must have taken to say anything
-_ODD = 4.0  # times the usual seconds: evaluations, checkpoints, compiling
+_ODD = 4.0  # times the usual seconds: checkpoints, compiling
 
 
 class Earlier(Frozen):
     """An earlier run: after each step its time (seconds since the epoch) and the rate that was told (tokens a second),
-    and the seconds of the whole run."""
+    when evaluations were told, and the steps and seconds of the whole run."""
 
     times: tuple[float, ...]
     rates: tuple[float, ...]
+    evaluated: tuple[float, ...]
+    steps: int
     seconds: float
 
 
-def predicted_seconds(earlier: Earlier, tokens: float) -> float | None:
+def predicted_seconds(earlier: Earlier, tokens: float, evaluations: int) -> float | None:
     """How long a run over so many tokens takes; None where the earlier one took too few steps.
 
-    What it took besides its steps (loading, evaluating, saving) is taken to come again.
+    Each evaluation is taken to pause it as long as those that stood between two steps did. What else the earlier one
+    took besides its steps (loading, measuring before them, the last evaluation, saving) is taken to come again.
     """
-    steps = [
-        (after - before, rate)
-        for before, after, rate in zip(earlier.times, earlier.times[1:], earlier.rates[1:], strict=False)
-        if after > before
-    ]
+    steps, pauses = [], []
+    for before, after, rate in zip(earlier.times, earlier.times[1:], earlier.rates[1:], strict=False):
+        if any(before <= told <= after for told in earlier.evaluated):
+            pauses.append(after - before)
+        elif after > before:
+            steps.append((after - before, rate))
     if len(steps) < _LEAST:
         return None
     usual = statistics.median(seconds for seconds, _ in steps)
     known = [(seconds, rate) for seconds, rate in steps if seconds <= _ODD * usual]
     spent = sum(seconds for seconds, _ in known)
     rate = sum(seconds * rate for seconds, rate in known) / spent
-    besides = max(0.0, earlier.seconds - len(earlier.times) * spent / len(known))
-    return tokens / rate + besides if rate > 0 else None
+    a_step = spent / len(known)
+    paused = sum(max(0.0, pause - a_step) for pause in pauses)
+    once = max(0.0, earlier.seconds - earlier.steps * a_step - paused)
+    between = max(0, evaluations - 1) * paused / len(pauses) if pauses else 0.0
+    return tokens / rate + between + once if rate > 0 else None
 
 
 def tokens_seen(train_rows: int, steps: int, rows_a_step: int, epochs: float, tokens_a_row: float) -> float:

@@ -60,16 +60,32 @@ def earlier(seconds_a_step: float, steps: int = 20, besides: float = 30.0) -> Ea
     return Earlier(
         times=tuple(times.tolist()),
         rates=(100 / seconds_a_step,) * steps,
+        evaluated=(times[steps // 2 - 1] + besides / 4, times[-1] + 1),
+        steps=steps,
         seconds=steps * seconds_a_step + besides,
     )
 
 
 def test_an_earlier_run_tells_its_rate_and_what_it_took_besides_its_steps() -> None:
-    assert predicted_seconds(earlier(2.0), 5_000) == pytest.approx(5_000 / 50 + 30)
+    assert predicted_seconds(earlier(2.0), 5_000, evaluations=2) == pytest.approx(5_000 / 50 + 30)
+
+
+@pytest.mark.parametrize("pause", (1.0, 4.0, 15.0))
+def test_every_evaluation_pauses_a_run_however_short_it_is_beside_a_step(pause: float) -> None:
+    """One that takes no longer than three steps was taken for a step, and its time was lost."""
+    found = [predicted_seconds(earlier(2.0, besides=2 * pause), 2_000, evaluations=count) for count in (1, 2, 8)]
+    assert found == pytest.approx([2_000 / 50 + pause * count for count in (1, 2, 8)])
+
+
+def test_steps_of_which_nothing_more_is_known_were_steps_all_the_same() -> None:
+    """Of a long run only the latest are read."""
+    whole = earlier(2.0, steps=400)
+    latest = whole.model_copy(update={"times": whole.times[-300:], "rates": whole.rates[-300:]})
+    assert predicted_seconds(latest, 5_000, evaluations=2) == pytest.approx(5_000 / 50 + 30, rel=0.15)
 
 
 def test_a_run_of_a_few_steps_tells_nothing() -> None:
-    assert predicted_seconds(earlier(2.0, steps=4), 5_000) is None
+    assert predicted_seconds(earlier(2.0, steps=4), 5_000, evaluations=2) is None
 
 
 def test_the_first_difference_decides_how_alike_two_runs_are() -> None:

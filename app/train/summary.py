@@ -27,8 +27,8 @@ def summary_html(plan: Plan, model: BaseModelView, dataset: str, method: str) ->
             f"parameters{f', {percent_text(percent)}' if percent is not None else ''}",
         ),
         ("In", model.shape.layers, "layers"),
-        ("Sees", plan.train_rows, "rows"),
-        ("Keeps aside", plan.validation_rows, "rows to validate with"),
+        ("Sees", plan.train_rows, "row" if plan.train_rows == 1 else "rows"),
+        ("Keeps aside", plan.validation_rows, f"row{'' if plan.validation_rows == 1 else 's'} to validate with"),
         ("Takes", plan.steps, "steps"),
     ]
     rows = "".join(

@@ -26,8 +26,8 @@ from jobs.tasks.base import Task
 FEW_ROWS = 20
 # Why a limit may be too low to be kept on a CPU, whatever is set.
 NOT_LESS = (
-    f"On a CPU the limit counts all that the training program takes: about {PROCESS / 1e9:.1f} GB before it loads a "
-    "model, and the base model itself. No setting makes that less, so a limit below it cannot be kept."
+    f"On a CPU the limit counts the whole training program (about {PROCESS / 1e9:.1f} GB before it loads a model) and "
+    "the base model itself: a limit below that cannot be kept."
 )
 
 
@@ -164,7 +164,7 @@ def why_not_epochs(training: TrainingParams, train_rows: int) -> str:
         times = steps / training.steps_an_epoch(train_rows)
         return (
             f"Least steps is {training.min_steps:,}, and the rows are few: {meant}, and each row is seen about "
-            f"{times:,.0f} times. For fewer, lower Least steps."
+            f"{times:,.0f} times."
         )
     return f"Most steps is {training.max_steps:,}: {meant}." if steps < by_epochs else ""
 
@@ -180,11 +180,8 @@ def does_not_fit(needs: Estimate, hardware: Hardware, training: TrainingParams) 
         )
     said = (
         f"This needs about {needs.total / 1e9:,.1f} GB of memory even where it saves the most, and you set Memory "
-        f"limit to {training.memory_limit_gb:g} GB: started anyway, it goes over the limit. "
+        f"limit to {training.memory_limit_gb:g} GB. Started anyway, it goes over the limit. "
     )
     if hardware.device == "cpu" and PROCESS + needs.base > most:
-        return (
-            f"{said}{NOT_LESS} The base model takes {needs.base / 1e9:,.1f} GB. Raise the limit, or set it to 0 and "
-            "let the run take what is free."
-        )
+        return f"{said}{NOT_LESS} Raise the limit, or set it to 0: then the run takes what is free."
     return f"{said}Raise it, or let the run need less. {fit}"

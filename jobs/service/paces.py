@@ -47,9 +47,11 @@ class Paces:
                     self._known[key] = Earlier(
                         times=tuple(time for _, time in rates),
                         rates=tuple(rate for rate, _ in rates),
+                        evaluated=tuple(time for _, time in rows.metric(session, run.id, "eval_loss")),
+                        steps=run.step,
                         seconds=run.trained_seconds,
                     )
-                seconds = predicted_seconds(self._known[key], tokens)
+                seconds = predicted_seconds(self._known[key], tokens, settings["training"]["evaluations"])
                 if seconds is not None:
                     told.append(seconds)
                     closest = likeness[run.id]
