@@ -27,12 +27,12 @@ _HEAD_NORMS = ("qwen3", "gemma3_text")  # queries and keys are normed, head by h
 _FOUR_NORMS = ("gemma2", "gemma3_text")  # before and after attention and MLP
 _CUBLAS = 130 << 20  # workspaces of the products, for each stream one
 # What CUDA's caching allocator keeps beyond what is in use, as a share of what passes come and go with. Measured on an
-# H100, with segments that grow (jobs.rpc.child_environment).
+# H100 and an H200, with segments that grow (jobs.rpc.child_environment).
 _SLACK = 0.02
-_OTHER_SIZES = 0.15  # recorded passes of other sizes do not quite fit into each other's memory
-# Of the weights that were joined, what lies in holes that are not filled again: recorded passes run on a stream of
-# their own, which cannot use them.
-_HOLES, _RECORDED_HOLES = 0.12, 0.23
+_OTHER_SIZES = 0.18  # recorded passes of other sizes do not quite fit into each other's memory
+# Of the weights that were joined, what lies in holes smaller than the pieces in which memory is given back. What is
+# given back with each recording is a little more.
+_HOLES, _RECORDED_HOLES = 0.12, 0.1
 _CPU_SLACK = 0.5  # what malloc keeps of what a step freed, measured
 
 

@@ -7,6 +7,7 @@ memory is very short the inputs wait in the host's memory, and travel while othe
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,12 +64,21 @@ def _keeping(layer: FusedLayer) -> Iterator[None]:
 
 class HostMemory:
     """Tensors on their way to page-locked memory and back, on a stream of their own: last in, first out, and the next
-    one is sent for while one is used."""
+    one is sent for while one is used.
+
+    The processor launches far ahead of the GPU, and what is still on its way cannot be used again: so it waits here,
+    a few tensors behind, or it would fill the memory that is to be saved.
+    """
+
+    _AHEAD = 2  # tensors
 
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()
         self._away: list[torch.Tensor] = []
         self._coming: torch.Tensor | None = None
+        self._here: torch.Tensor | None = None
+        # Tensors that are still copied or computed with, and when that is done.
+        self._busy: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
 
     def put(self, x: torch.Tensor) -> int:
         """The number to `take` it back by."""
@@ -76,20 +86,32 @@ class HostMemory:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             host.copy_(x, non_blocking=True)
-        x.record_stream(self._stream)  # its memory is not used again before it is copied
+        self._hold(x, self._stream)
         self._away.append(host)
         return len(self._away)
 
     def take(self, number: int) -> torch.Tensor:
+        """To be used until the next one is taken, on the current stream."""
         assert number == len(self._away), "layers go back in the order they came, the other way round"
-        here = self._begin() if self._coming is None else self._coming
         current = torch.cuda.current_stream()
+        if self._here is not None:
+            self._hold(self._here, current)
+        here = self._here = self._begin() if self._coming is None else self._coming
         current.wait_stream(self._stream)
-        here.record_stream(current)
         self._away.pop()
         self._coming = self._begin() if self._away else None
+        if not self._away:  # the last one: nobody asks for it to be let go
+            here.record_stream(current)
+            self._here = None
+            self._busy.clear()
         return here
 
     def _begin(self) -> torch.Tensor:
         with torch.cuda.stream(self._stream):
             return self._away[-1].to("cuda", non_blocking=True)
+
+    def _hold(self, x: torch.Tensor, stream: torch.cuda.Stream) -> None:
+        """Until what `stream` was given so far is done."""
+        self._busy.append((x, stream.record_event()))
+        if len(self._busy) > self._AHEAD:
+            self._busy.popleft()[1].synchronize()
