@@ -34,6 +34,13 @@ class Device:
     def is_cuda(self) -> bool:
         return self.name.type == "cuda"
 
+    @property
+    def scales_losses(self) -> bool:
+        """Whether gradients would vanish in `dtype` if losses were not scaled: then a step now and then is skipped."""
+        import torch
+
+        return self.dtype == torch.float16
+
     def autocast(self) -> torch.autocast:
         """Products in `dtype`, the adapter's float32 weights included."""
         import torch

@@ -155,7 +155,8 @@ class Monitor:
         self._once = 0.0
         self.progress = self.progress.model_copy(update={"step": step})
         self.current_step = step
-        if not math.isfinite(loss):
+        broken = grad_norm is not None and not math.isfinite(grad_norm) and not self._job.device.scales_losses
+        if broken or not math.isfinite(loss):  # nor are the weights numbers any more: they must not be saved
             raise LossIsNotANumber(step)
         values = {
             "loss": loss,

@@ -57,7 +57,7 @@ class _PlainTrainer(Trainer):
             seed=training.seed,
             use_cpu=not job.device.is_cuda,
             bf16=job.device.dtype == torch.bfloat16,
-            fp16=job.device.dtype == torch.float16,
+            fp16=job.device.scales_losses,
             logging_steps=1,
             logging_nan_inf_filter=False,  # a loss that is not a number must be seen
             save_strategy="no",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -95,8 +94,6 @@ class Adapter:
             "measures": measures,
         }
         try:
-            if not math.isfinite(norm):  # nor are the weights numbers any more: they must not be saved
-                raise LossIsNotANumber(number)
             if began:
                 self.monitor.report(number, **step)
             else:
