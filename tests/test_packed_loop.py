@@ -273,7 +273,7 @@ def test_gradients_that_are_no_numbers_in_the_last_step_are_not_saved(
         return found + (trained.sum() * 0).sqrt() if next(calls) == 3 else found  # 0, and its slope no number
 
     monkeypatch.setattr(Adapter, "clip", broken_clip)
-    training = {"max_steps": 3, "validation_percent": 0, "early_stop": 0, "evaluations": 1}
+    training = {"max_steps": 3, "validation_percent": 0, "early_stop": 0, "evaluations": 1, "gradient_accumulation": 1}
     files = run_in(loop, tmp_path / "run", tiny_llama, training=training)
     if loop == "plain":
         monkeypatch.setattr(Objective, "loss", broken_loss)
