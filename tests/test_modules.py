@@ -363,7 +363,7 @@ def test_16_bit_bases_train_under_autocast_and_give_the_base_back(name: str, gpt
     import torch
 
     chosen = method(name)
-    dtype = torch.float32 if chosen.trains_base else torch.bfloat16  # as jobs.training.run loads it
+    dtype = torch.float32 if chosen.trains_base else torch.bfloat16  # as jobs.training.prepare loads it
     model = chosen.attach(load(gpt2, dtype=dtype), chosen.Params(), Context())
     trained = [p for p in model.parameters() if p.requires_grad]
     assert {p.dtype for p in trained} == {torch.float32}
