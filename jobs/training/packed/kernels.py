@@ -258,7 +258,7 @@ def _unpack_4bit(
 def unpack_4bit(packed: torch.Tensor, state: Any, y: torch.Tensor) -> torch.Tensor:
     """As jobs.training.packed.frozen.unpack_reference, with `state` as bitsandbytes keeps it, into a contiguous y of
     whole blocks."""
-    blocks = y.numel() // state.blocksize
+    packed, blocks = packed.view(torch.uint8), y.numel() // state.blocksize  # bytes, whatever they are stored as
     nested = state.state2 if state.nested else state
     _unpack_4bit[(triton.cdiv(blocks, 32),)](
         packed, state.code, state.absmax, nested.code, nested.absmax, state.offset if state.nested else state.code, y,

@@ -210,6 +210,8 @@ class _Crew:
         said = plan.sentence(self._model.layers)
         logger.info("Going on with packs of %s tokens. %s", f"{plan.pack_tokens:,}", said)
         self._model.release()
+        if self._device.is_cuda:
+            torch.cuda.synchronize()  # nothing is given back that is still computed with
         del self._passes, self._model
         for adapter in self._adapters:
             adapter.weights.gradients.zero_()

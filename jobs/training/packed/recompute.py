@@ -101,7 +101,8 @@ class HostMemory:
         self._away.pop()
         self._coming = self._begin() if self._away else None
         if not self._away:  # the last one: nobody asks for it to be let go
-            here.record_stream(current)
+            for held in (here, *(tensor for tensor, _ in self._busy)):
+                held.record_stream(current)
             self._here = None
             self._busy.clear()
         return here
