@@ -1,6 +1,7 @@
 """Triton kernels: work that is bound by memory, each in one pass over it.
 
-The reference of each stands beside its call, in pieces.py and head.py; tests/test_packed_gpu.py holds them together.
+The reference of each stands beside its call, in pieces.py, head.py, frozen.py and float8.py; tests/test_packed_gpu.py
+holds them together.
 """
 
 # Triton reads these functions' source: their arguments cannot carry types that mypy knows.

@@ -22,7 +22,7 @@ _RESERVE = 1.1  # of documents and kept places, over the most that the sample ha
 
 @dataclass(frozen=True)
 class Size:
-    """What a recorded pass holds at most."""
+    """What a rounded pass holds: tokens, documents and kept places, each at most."""
 
     tokens: int
     documents: int  # fillers included
