@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import resource
@@ -11,7 +12,7 @@ import sys
 import time
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 
@@ -139,6 +140,17 @@ def _cpu_bf16() -> bool:
     if os.environ.get("GRAFT_CPU_BF16") == "0":
         return False
     return any(flag in _cpu_info() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def give_freed_memory_back() -> None:
+    """To the system, where the C library is asked for it: else it keeps what it may need again."""
+    if trim := _malloc_trim():
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 def peak_resident() -> int:

@@ -13,6 +13,7 @@ from jobs import loops, methods, tasks
 from jobs.data.columns import Mapping, Shape
 from jobs.events import Started
 from jobs.loops import FAMILIES
+from jobs.memory.packed import rounded_up
 from jobs.memory.plan import MemoryPlan
 from jobs.rundir import RunFiles
 from jobs.spec import RunSpec, TrainingParams
@@ -28,7 +29,7 @@ from jobs.training.loss import summed_loss  # noqa: E402
 from jobs.training.packed.model import PackedModel, flat_weights  # noqa: E402
 from jobs.training.packed.packs import lay_out, pack_rows, step_rows  # noqa: E402
 from jobs.training.packed.passes import arrays, filled  # noqa: E402
-from jobs.training.packed.sizes import Size, Sizes, chosen, rounded  # noqa: E402
+from jobs.training.packed.sizes import Size, Sizes, chosen, finely  # noqa: E402
 
 
 def random_rows(count: int, seed: int = 0, longest: int = 24) -> list[Row]:
@@ -346,15 +347,24 @@ def test_a_padded_pack_has_the_losses_of_the_pack_itself() -> None:
     assert not other[len(one) :].any()
 
 
-def test_a_pass_that_is_not_recorded_is_rounded_up_finely() -> None:
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_pass_that_is_not_recorded_is_rounded_up_finely(on_gpu: bool) -> None:
     for seed, longest in ((1, 24), (2, 9), (3, 300)):
         pack = lay_out(random_rows(9, seed=seed, longest=min(longest, 60)))
-        size = rounded(pack, longest)
-        assert size.tokens % 64 == 0 and 0 <= size.tokens - pack.tokens < 64
+        assert finely(pack, longest, on_gpu=on_gpu, whole_answers=True).kept == len(pack.kept)
+        size = finely(pack, longest, on_gpu=on_gpu, whole_answers=False)
+        assert 0 <= size.tokens - pack.tokens < (64 if on_gpu else pack.tokens / 16)
         assert size.holds(pack, longest)
         padded = filled(arrays(pack, [len(pack.kept)]), size, longest)
         assert [len(padded[name]) for name in ("input_ids", "positions", "kept")] == [size.tokens] * 2 + [size.kept]
         assert len(padded["ends"]) == size.documents + 1 and padded["ends"][-1] == size.tokens
+
+
+def test_on_a_cpu_passes_are_of_few_sizes_and_little_longer() -> None:
+    for tokens in (1, 15, 100, 1_000, 10_000):
+        sizes = {rounded_up(count, on_gpu=False) for count in range(tokens, 2 * tokens)}
+        assert len(sizes) <= max(17, tokens / 64 + 1)
+        assert all(0 <= rounded_up(count, on_gpu=False) - count < count / 16 for count in range(tokens, 2 * tokens))
 
 
 def test_sizes_weigh_padding_against_recording() -> None:

@@ -23,6 +23,9 @@ _EARLY = 0.85  # of a run's longest pack: the longest of its first steps
 EVALUATED_AT_ONCE = 2_048
 WIDENED = 256  # tokens of it whose logits are in 32 bits at once
 
+_GRAIN = 64  # tokens: what passes that are not recorded are rounded up to multiples of
+_SIXTEENTH = 16  # on a CPU, where padding costs more than sizes do: at most such a part of them
+
 _HEAD_NORMS = ("qwen3", "gemma3_text")  # queries and keys are normed, head by head
 _FOUR_NORMS = ("gemma2", "gemma3_text")  # before and after attention and MLP
 _CUBLAS = 130 << 20  # workspaces of the products, for each stream one
@@ -44,7 +47,7 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
     behind_a_token = _behind_a_token(case, on_gpu)
 
     def kept(plan: MemoryPlan) -> Kept:
-        tokens = case.pack_tokens(plan)
+        tokens = rounded_up(case.pack_tokens(plan), on_gpu)
         again = min(plan.recomputed, case.layers)  # of the layers that the way back goes through
         inputs = 0 if plan.offloaded else again * shape.hidden_size * width
         activations = tokens * ((case.layers - again) * each + inputs + (each if again else 0))
@@ -62,6 +65,12 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
         )
 
     return kept
+
+
+def rounded_up(tokens: int, on_gpu: bool) -> int:
+    """What a pass of so many tokens, or of kept places, is rounded up to (jobs.training.packed.sizes)."""
+    grain = _GRAIN if on_gpu else min(_GRAIN, 1 << max(0, (tokens // _SIXTEENTH).bit_length() - 1))
+    return grain * -(-tokens // grain)
 
 
 def _behind_a_token(case: Case, on_gpu: bool) -> float:

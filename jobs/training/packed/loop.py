@@ -122,6 +122,7 @@ class _Crew:
         for adapter in self._adapters:
             adapter.step(self._broken if len(rows) > 1 else None)
         self._model.leaves.stepped()
+        self._device.after_step()
         found, arrived = torch.cat((losses, norms)), None
         if self._device.is_cuda:
             host = torch.empty(len(found), pin_memory=True)

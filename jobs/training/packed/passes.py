@@ -21,7 +21,7 @@ from jobs.training.load import Device
 from jobs.training.objective import Objective
 from jobs.training.packed.model import PackedModel
 from jobs.training.packed.packs import Pack
-from jobs.training.packed.sizes import Size, Sizes, rounded
+from jobs.training.packed.sizes import Size, Sizes, finely
 from jobs.training.rows import Row
 
 _OPERATIONS_A_SECOND = 3.5e14  # of the passes that are bound by launching; only to weigh padding against recording
@@ -62,11 +62,11 @@ class Passes:
         self._passes = 0
         self._launching = 1.0  # the least share of a timed pass that launching took
         self.recording_seconds = 0.0  # in all: what no later pass of the same size takes
-        # What weighs whole answers counts their tokens, and must not meet any that belong to none; and it reads its
-        # numbers here in between, which no graph can. Recorded passes have memory of their own, so beside larger ones
-        # they would cost more than they save.
-        self._rounds = device.is_cuda and all(each.task.sequences == 1 for each in objectives)
-        if self._rounds and model.recordable and all(map(self._is_small, sample)):
+        self._whole_answers = any(each.task.sequences > 1 for each in objectives)
+        # What weighs whole answers reads its numbers here in between, which no graph can. Recorded passes have memory
+        # of their own, so beside larger ones they would cost more than they save.
+        recordable = device.is_cuda and model.recordable and not self._whole_answers
+        if recordable and all(map(self._is_small, sample)):
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(device.name)
             self._sizes = Sizes(
@@ -82,8 +82,8 @@ class Passes:
         batch, longest = arrays(pack, items), self._model.longest
         if self._sizes and number >= _TIMED.stop and self._launching > _WAITING:
             return self._replay(batch, self._sizes.of(pack))
-        if self._rounds:
-            batch = filled(batch, rounded(pack, longest), longest)
+        size = finely(pack, longest, on_gpu=self._device.is_cuda, whole_answers=self._whole_answers)
+        batch = filled(batch, size, longest)
         if self._sizes and number in _TIMED:
             return self._timed(batch)
         return self._compute(self._on_device(self._ready(batch)), pack.rows)

@@ -1,9 +1,10 @@
-"""The sizes that the passes of a run are rounded up to on a GPU.
+"""The sizes that passes are rounded up to.
 
-Few, so that each can be recorded once and replayed: more sizes waste less on padding and cost more recording. Which are
-best is computed from the packs of the run's first steps. Passes that are not recorded are rounded, too, but finely
-(`rounded`): for each number of tokens that it meets anew cuBLAS chooses the kernel of every product anew, which takes
-0.3 ms each time, on a slow processor longer than the pass.
+On a GPU small ones are recorded once and replayed: more sizes waste less on padding and cost more recording, and which
+few are best is computed from the packs of the run's first steps. All others are rounded, too, but finely (`finely`),
+since the libraries of matrix products prepare themselves for each number of tokens anew. cuBLAS chooses the kernel of
+every product, which takes 0.3 ms, on a slow processor longer than the pass. oneDNN, which multiplies on a CPU, compiles
+and keeps one: in 60 steps of as many lengths a small model's trainer grew by half a gigabyte.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jobs.memory.packed import rounded_up
 from jobs.training.packed.packs import Pack
 
 _GRAIN = 16  # tokens: sizes are multiples of it
-_FINE = 64  # tokens: of passes that are not recorded; of 4,000 tokens it wastes 1 in 130
 _RESERVE = 1.1  # of documents and kept places, over the most that the sample has
 
 
@@ -65,10 +66,12 @@ class Sizes:
         return size
 
 
-def rounded(pack: Pack, longest: int) -> Size:
-    """Of a pass that is not recorded."""
-    tokens, kept = (_FINE * -(-count // _FINE) for count in (pack.tokens, len(pack.kept)))
-    return Size(tokens, len(pack.ends) - 1 + -(-(tokens - pack.tokens) // longest), min(tokens, kept))
+def finely(pack: Pack, longest: int, *, on_gpu: bool, whole_answers: bool) -> Size:
+    """Of a pass that is not recorded. `whole_answers`: what weighs them counts their tokens, and must not meet any
+    kept place that belongs to none."""
+    tokens = rounded_up(pack.tokens, on_gpu)
+    kept = len(pack.kept) if whole_answers else min(tokens, rounded_up(len(pack.kept), on_gpu))
+    return Size(tokens, len(pack.ends) - 1 + -(-(tokens - pack.tokens) // longest), kept)
 
 
 def chosen(tokens: Sequence[int], token_cost: float, size_cost: float) -> list[int]:
