@@ -1,8 +1,8 @@
 """Predicted against measured peak memory: real training children on random weights of known shapes.
 
-    python -m benchmarks.memory                                  # small shapes, for a CPU
-    python -m benchmarks.memory --grid gpu --seconds 450         # 35 settings from 1 to 8 billion parameters, for a GPU
-    python -m benchmarks.memory --shapes llama1b --methods lora qlora
+    python -m benchmarks.memory                          # on a GPU 35 settings, from 1 to 8 billion parameters; on a
+                                                         # CPU those of small shapes
+    python -m benchmarks.memory --shapes llama1b --seconds 450
 
 Each setting is a whole run (jobs.training.child in its own process) of a few steps on rows of exactly the maximum
 length, so that the peak is reached, or, where it says so, on documents of log-normal length. Prints a table and writes
@@ -12,13 +12,11 @@ benchmarks/results/memory-<device>.json after every run.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -54,6 +52,7 @@ class Setting:
     limit: float = 0  # GB: the run is to arrange itself within them
     held: str = "full"  # Base weights
     optimizer: str = "adamw"
+    steps: int = 0  # or as many as usual
 
     @property
     def words(self) -> str:
@@ -102,15 +101,31 @@ GPU_GRID = (
     Setting("llama8b", "qlora", 17, 2048, varied=True, limit=9.1),
 )
 
+# Memory that climbs with each new length is seen only after many steps.
+CPU_GRID = (
+    Setting("30m", "lora", 4, 256),
+    Setting("30m", "lora", 24, 64, varied=True, steps=80),
+    Setting("30m", "lora", 4, 512, varied=True, steps=40),
+    Setting("30m", "lora", 24, 64, varied=True, steps=40, loop="plain"),
+    Setting("30m", "lora", 16, 256, varied=True, steps=30, limit=1.1),
+    Setting("30m", "full", 8, 256, varied=True),
+    Setting("135m", "lora", 1, 256),
+    Setting("135m", "lora", 4, 256),
+    Setting("135m", "lora", 4, 512),
+    Setting("135m", "lora", 4, 512, recompute=True),
+    Setting("135m", "lora", 16, 128, varied=True, steps=40),
+    Setting("135m", "lora", 4, 256, loop="plain"),
+    Setting("135m", "qlora", 4, 256),
+    Setting("135m", "dora", 2, 256),
+    Setting("135m", "dora", 2, 256, recompute=True),
+    Setting("135m", "full", 1, 256),
+    Setting("135m", "full", 2, 256, optimizer="adamw-8bit"),
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--grid", choices=("gpu",), help="instead of the settings below")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="of the grid; else of the settings")
-    parser.add_argument("--methods", nargs="+", default=["lora", "qlora"])
-    parser.add_argument("--lengths", nargs="+", type=int, default=[256, 512])
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4])
-    parser.add_argument("--recompute", nargs="+", type=int, choices=(0, 1), default=[0, 1])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="only these")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further run after so many")
     parser.add_argument("--models", type=Path, help="where models are kept from one call to the next")
     parser.add_argument("--out", type=Path, help="where to write the JSON")
@@ -130,7 +145,9 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     at_once = _AT_ONCE if hardware.device == "cuda" else 1
     with tempfile.TemporaryDirectory() as scratch, Children(at_once) as children:
-        for setting in grid(options):
+        for setting in GPU_GRID if hardware.device == "cuda" else CPU_GRID:
+            if options.shapes and setting.shape not in options.shapes:
+                continue
             if time.monotonic() - began > options.seconds:
                 print(f"{setting.words}  not begun: the time is up")
                 continue
@@ -141,16 +158,6 @@ def main() -> None:
             print(line(setting, results[-1]), flush=True)
             out.write_text(json.dumps({"hardware": hardware.model_dump(), "results": results}, indent=1) + "\n")
     print(summary(results))
-
-
-def grid(options: argparse.Namespace) -> Iterator[Setting]:
-    if options.grid:
-        yield from (setting for setting in GPU_GRID if not options.shapes or setting.shape in options.shapes)
-        return
-    shapes = options.shapes or ["30m", "135m"]
-    settings = itertools.product(shapes, options.methods, options.lengths, options.batches, options.recompute)
-    for shape, name, length, batch, recompute in settings:
-        yield Setting(shape, name, batch, length, bool(recompute))
 
 
 def measure(children: Children, model: Path, folder: Path, setting: Setting) -> dict[str, Any]:
@@ -186,7 +193,7 @@ def measure(children: Children, model: Path, folder: Path, setting: Setting) -> 
 
 def training_of(setting: Setting) -> TrainingParams:
     return TrainingParams(
-        max_steps=VARIED_STEPS if setting.varied else STEPS,
+        max_steps=setting.steps or (VARIED_STEPS if setting.varied else STEPS),
         batch_size=setting.batch,
         max_length=setting.length,
         recompute="on" if setting.recompute else "auto",

@@ -125,8 +125,6 @@ def layer(case: Case) -> float:
     ranks = len(modules) * case.params.r * case.adapters / max(case.layers, 1)
     # Queries, keys, values and what attention makes of them, with a number a head; x A^T of every LoRA.
     found = (2 * queries + 2 * keys + ranks) * width + FP32 * shape.heads
-    if case.hardware.device != "cuda":  # documents' answers are joined
-        found += queries * width
     if case.fused:
         # Both norms: input, output, a scale. The MLP: gate and up; their product is made again.
         found += (4 * hidden + 2 * inner) * width + 2 * FP32
