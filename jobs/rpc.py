@@ -152,8 +152,8 @@ def child_environment() -> dict[str, str]:
 
     With OpenMP's default spinning a busy neighbour turned a 1.4 s step into 9-27 s; passive waiting costs little.
     Batches are of many sizes: in segments of fixed size a GPU's memory falls to pieces (on an H100 a run that used
-    41 GB reserved 61), in growing ones it does not. And of a CPU's products, which are compiled for each size, oneDNN and
-    what stands before it keep 1,024 each, half a megabyte a piece, of which a step uses some forty.
+    41 GB reserved 61), in growing ones it does not. On a CPU products are compiled for each size, half a megabyte a
+    piece, and both oneDNN and what calls it keep 1,024 of them, of which a step uses some forty.
     """
     return (
         {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}

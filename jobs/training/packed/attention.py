@@ -2,8 +2,7 @@
 
 Given to transformers under the name `NAME`, so that each architecture's own code computes everything around it. On a
 GPU it is PyTorch's own kernel for sequences of different lengths, on a CPU PyTorch's own for one, in 32 bits. Where
-logits are capped, or a CPU's document is longer than its window, each is attended to by itself as autograd would have
-it, which is also the reference.
+logits are capped, `attend_one` computes each document by itself, which is also the reference.
 """
 
 from __future__ import annotations
@@ -61,9 +60,8 @@ def attend(
     if query.is_cuda and softcap is None:
         return _Varlen.apply(query, key, value, ends, longest, scaling, window)  # type: ignore[no-any-return]
     documents = [slice(begin, end) for begin, end in itertools.pairwise(ends.tolist()) if end > begin]
-    in_sight = window is None or all(each.stop - each.start <= window for each in documents)
-    if query.device.type == "cpu" and softcap is None and in_sight:
-        return _InFull.apply(query, key, value, documents, scaling)  # type: ignore[no-any-return]
+    if query.device.type == "cpu" and softcap is None:
+        return _InFull.apply(query, key, value, documents, scaling, window)  # type: ignore[no-any-return]
     found = []
     for document in documents:
         parts = (part[document].transpose(0, 1)[None] for part in (query, key, value))
@@ -84,15 +82,19 @@ def attend_one(
     tokens, groups = query.shape[2], query.shape[1] // key.shape[1]
     if softcap is None and (window is None or tokens <= window):
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=groups > 1)
-    seen = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()
-    if window is not None:
-        seen = seen.triu(1 - window)
+    seen = _seen(tokens, window, query.device)
     if softcap is None:
         return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling, enable_gqa=groups > 1)
     key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     logits = query @ key.transpose(2, 3) * (scaling or query.shape[3] ** -0.5)
     logits = (softcap * torch.tanh(logits / softcap)).masked_fill(~seen, float("-inf"))
     return logits.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
+
+
+def _seen(tokens: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Whom each token sees: bool [tokens, tokens]."""
+    seen = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+    return seen if window is None else seen.triu(1 - window)
 
 
 class _InFull(torch.autograd.Function):
@@ -110,36 +112,46 @@ class _InFull(torch.autograd.Function):
         value: torch.Tensor,
         documents: list[slice],
         scaling: float | None,
+        window: int | None,
     ) -> torch.Tensor:
         found, logsumexp = torch.empty_like(query, memory_format=torch.contiguous_format), []
         for document in documents:
             answer, each = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                *_widened(document, query, key, value), 0.0, True, scale=scaling
+                *_widened(document, query, key, value), 0.0, **_sight(document, window), scale=scaling
             )
             found[document] = answer[0].transpose(0, 1)
             logsumexp.append(each)
         ctx.save_for_backward(query, key, value, found, *logsumexp)
-        ctx.given = documents, scaling
+        ctx.given = documents, scaling, window
         return found
 
     @staticmethod
     def backward(ctx: Any, slope: torch.Tensor) -> Any:
         query, key, value, found, *logsumexp = ctx.saved_tensors
-        documents, scaling = ctx.given
+        documents, scaling, window = ctx.given
         slopes = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in (query, key, value)]
         for document, each in zip(documents, logsumexp, strict=True):
             given, *parts, answer = _widened(document, slope, query, key, value, found)
             answers = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                given, *parts, answer, each, 0.0, True, scale=scaling
+                given, *parts, answer, each, 0.0, **_sight(document, window), scale=scaling
             )
             for whole, part in zip(slopes, answers, strict=True):
                 whole[document] = part[0].transpose(0, 1)
-        return *slopes, None, None
+        return *slopes, None, None, None
 
 
 def _widened(document: slice, *parts: torch.Tensor) -> list[torch.Tensor]:
     """One document's rows of each [tokens, heads, size] as [1, heads, its tokens, size] in 32 bits."""
     return [part[document].transpose(0, 1)[None].float() for part in parts]
+
+
+def _sight(document: slice, window: int | None) -> dict[str, Any]:
+    """How the kernel is told whom each token of a document sees."""
+    tokens = document.stop - document.start
+    if window is None or tokens <= window:
+        return {"is_causal": True}
+    unseen = ~_seen(tokens, window, torch.device("cpu"))
+    return {"is_causal": False, "attn_mask": torch.zeros(tokens, tokens).masked_fill(unseen, float("-inf"))}
 
 
 class _Varlen(torch.autograd.Function):
