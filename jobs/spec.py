@@ -169,7 +169,11 @@ class TrainingParams(Frozen):
         description="Trains on the good rows only; each bad row is listed in the log.",
     )
     seed: int = Field(
-        0, ge=0, le=2**31 - 1, title="Seed", description="Same seed, same data, same settings: the same run."
+        0,
+        ge=0,
+        le=2**31 - 1,
+        title="Seed",
+        description="Same seed, same data, same settings: the same run; on a GPU but for the last digits.",
     )
 
     @property

@@ -108,7 +108,7 @@ class _Crew:
         self._model.release()
 
     def _step(self, rows: Sequence[list[Row]]) -> _Step:
-        """Begin it: nothing here waits for a GPU."""
+        """Begin it: nothing here waits for a GPU, but for a run's first few passes, which may be timed (passes.py)."""
         recorded = self._passes.recording_seconds
         losses = self._gradients(rows)
         if once := max(0.0, self._passes.recording_seconds - recorded):
@@ -184,7 +184,7 @@ class _Crew:
         self._passes = Passes(self._model, objectives, self._device, sample, passes)
 
     def _gradients(self, rows: Sequence[list[Row]]) -> torch.Tensor:
-        """The step's mean losses, [adapters], on the device. On a GPU they are only begun: nothing here waits for it.
+        """The step's mean losses, [adapters], on the device. On a GPU they are only begun.
 
         Where its memory runs out the step is taken once more, in less.
         """

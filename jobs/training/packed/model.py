@@ -60,6 +60,7 @@ class PackedModel:
             )
         if rounded:
             float8.round_layers([decoder.layers for decoder in decoders])
+            torch.cuda.empty_cache()  # the wide weights' places, which smaller pieces would take
         self.leaves: Leaves
         self._lora = []
         if len(models) == 1:
