@@ -157,7 +157,7 @@ def child_environment() -> dict[str, str]:
     """
     return (
         {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-        | dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), "256")
+        | dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), "128")
         | os.environ
         | {
             "OMP_WAIT_POLICY": "PASSIVE",

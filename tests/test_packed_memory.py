@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from jobs.hardware import this_machine
+from benchmarks.children import train
+from jobs.hardware import processor, this_machine
 from jobs.postmortem import _OOM_WORDS
 from jobs.rundir import RunFiles
 from tests.rundirs import make_run, series, train_here
@@ -115,6 +116,22 @@ def test_where_not_even_the_smaller_plan_can_be_set_up_it_says_so_too(
     result = train_here(ships(tmp_path / "run", tiny_llama))
     assert len(made) == 2
     assert result.state == "failed" and result.reason and "Ran out of GPU memory" in result.reason
+
+
+def test_on_a_processor_memory_does_not_climb_with_each_new_length(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor with a document's: what products in 16 bits are compiled to for each is half a megabyte."""
+    monkeypatch.delenv("GRAFT_CPU_BF16")
+    if not processor().bf16:
+        pytest.skip("needs a processor that computes in bfloat16")
+    rows = [{"prompt": f"Ship {n}?", "completion": "far at sea " * (2 + n * 7 % 43)} for n in range(200)]
+    settings = {"batch_size": 4, "max_length": 256, "validation_percent": 0, "epochs": 1}
+    files = make_run(tmp_path / "run", tiny_llama, rows, training=settings)
+    train(files)
+    resident = series(files, "memory")
+    early, last = max(resident[step] for step in range(1, 11)), resident[max(resident)]
+    assert last - early < 64 << 20, f"{(last - early) / 1e6:.0f} MB in {len(resident)} steps"
 
 
 @pytest.mark.gpu

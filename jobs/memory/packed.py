@@ -36,7 +36,9 @@ _OTHER_SIZES = 0.18  # recorded passes of other sizes do not quite fit into each
 # Of the weights that were joined, what lies in holes smaller than the pieces in which memory is given back. What is
 # given back with each recording is a little more.
 _HOLES, _RECORDED_HOLES = 0.12, 0.1
-_CPU_SLACK = 0.5  # what malloc keeps of what a step freed, measured
+# On a CPU, measured: the holes that malloc leaves between what is kept, as a share of it; in 16 bits also what is
+# compiled for rows of many lengths, as much as is kept of it (jobs.rpc.child_environment).
+_CPU_HOLES, _COMPILED = 0.45, 70 << 20
 
 
 def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
@@ -47,7 +49,9 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
     behind_a_token = _behind_a_token(case, on_gpu)
 
     def kept(plan: MemoryPlan) -> Kept:
-        tokens = rounded_up(case.pack_tokens(plan), on_gpu)
+        tokens = case.pack_tokens(plan)
+        if not on_gpu:  # where it is more than a trifle
+            tokens = rounded_up(tokens, on_gpu)
         again = min(plan.recomputed, case.layers)  # of the layers that the way back goes through
         inputs = 0 if plan.offloaded else again * shape.hidden_size * width
         activations = tokens * ((case.layers - again) * each + inputs + (each if again else 0))
@@ -61,7 +65,7 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
             activations=int(activations),
             logits=logits,
             workspace=max(0, int(behind - logits), int(evaluated - activations - logits))
-            + _slack(case, plan, activations + logits, on_gpu),
+            + (_slack(case, plan, activations + logits) if on_gpu else _cpu_slack(case, activations)),
         )
 
     return kept
@@ -153,16 +157,28 @@ def _logit_bytes(case: Case, on_gpu: bool) -> int:
     return 2 * FP32 + (case.width if case.width < FP32 else 0)
 
 
-def _slack(case: Case, plan: MemoryPlan, moving: float, on_gpu: bool) -> int:
-    """What is reserved beyond what is in use."""
-    if not on_gpu:
-        return int(_CPU_SLACK * moving)
-    found, shape = _CUBLAS + _SLACK * moving, case.shape
+def _cpu_slack(case: Case, activations: float) -> int:
+    """What is resident beyond what is in use. Weights that were joined stay where they were read, too: in pages of
+    their file, which the system may take."""
+    found = _CPU_HOLES * activations
+    if case.width < FP32:
+        found += (_COMPILED if case.lengths.spread else 0) + _joined(case)
+    return int(found)
+
+
+def _joined(case: Case) -> int:
+    """Bytes of the weights that layers of our own join into one: queries', keys' and values', gate and up."""
+    if not case.fused or case.quantization not in ("none", "fp8"):
+        return 0
+    shape = case.shape
+    outputs = (shape.heads + 2 * shape.kv_heads) * shape.head_dim + 2 * shape.intermediate_size
+    return outputs * shape.hidden_size * shape.layers * case.width
+
+
+def _slack(case: Case, plan: MemoryPlan, moving: float) -> int:
+    """What a GPU's memory is reserved for beyond what is in use."""
     records = recorded(case, plan)
-    if case.fused and case.quantization in ("none", "fp8"):
-        joined = shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim + 2 * shape.intermediate_size
-        holes = _RECORDED_HOLES if records else _HOLES
-        found += holes * joined * shape.hidden_size * shape.layers * case.width
+    found = _CUBLAS + _SLACK * moving + (_RECORDED_HOLES if records else _HOLES) * _joined(case)
     if records and case.lengths.spread:
         found += _OTHER_SIZES * moving
     return int(found)
