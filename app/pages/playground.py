@@ -45,6 +45,13 @@ new MutationObserver(() => {
   before = element.textContent.length;
 }).observe(element, {childList: true, subtree: true, characterData: true});
 """
+# What stood in the box when it was sent (app/static/app.js), where it still begins with that.
+AS_PRESSED = """(text, ...others) => {
+  const box = document.querySelector('.ask-row textarea');
+  const pressed = box?.dataset.pressed;
+  if (box) delete box.dataset.pressed;
+  return [pressed && text?.startsWith(pressed) ? pressed : text, ...others];
+}"""
 # What was asked leaves the box when the server has it; what was typed meanwhile stays. What comes back goes before it.
 TAKEN = """(taken, text) => [taken && text?.startsWith(taken) ? text.slice(taken.length).trimStart() : text, '']"""
 PUT_BACK = """(unsaid, text) => [[unsaid, text].filter(each => each?.trim()).join('\\n'), '']"""
@@ -266,6 +273,7 @@ def build(service: Service) -> None:
         take,
         [prompt, asked, base, panes, chat_id, *sampled],
         [asked, chat_id, taken, send, stop, notice],
+        js=AS_PRESSED,
         **again,
     )
     sent.then(None, [taken, prompt], [prompt, taken], js=TAKEN)

@@ -44,6 +44,18 @@
   }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
   applyTheme();
 
+  // What is asked is what stood in the box when Enter or Send was pressed. Gradio reads it a moment later, and on a busy
+  // computer the next keys are quicker: the playground takes it from here (AS_PRESSED in app/pages/playground.py).
+  function remember(event) {
+    const enter = event.type === "click" || (event.key === "Enter" && !event.shiftKey && !event.isComposing);
+    const row = enter && event.target.closest?.(event.type === "click" ? ".ask-row button.send" : ".ask-row textarea")
+      ?.closest(".ask-row");
+    const box = row && row.querySelector("textarea");
+    if (box) box.dataset.pressed = box.value;
+  }
+  document.addEventListener("keydown", remember, true);
+  document.addEventListener("click", remember, true);
+
   // A card of choices is one text, its name and a line break before what explains it: a name may take two lines on a
   // narrow card, so it gets an element. Gradio's own text node stays, because Gradio writes into it.
   function nameCards() {
