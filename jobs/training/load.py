@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from jobs.errors import UserError
-from jobs.hardware import Hardware, give_freed_memory_back, peak_resident, processor, this_machine, usable_cores
+from jobs.hardware import Hardware, peak_resident, processor, this_machine, usable_cores
 from jobs.memory.estimate import CUDA_CONTEXT
 from jobs.shape import ModelShape, shape_of
 from jobs.spec import BaseModelRef
@@ -60,12 +60,6 @@ class Device:
         import torch
 
         return torch.cuda.memory_allocated(self.name)
-
-    def after_step(self) -> None:
-        """On a CPU, give back what the step has freed: it lies in pieces that the next one, of another size, would not
-        fill. Some milliseconds, and a resident memory that lengths do not drive up."""
-        if not self.is_cuda:
-            give_freed_memory_back()
 
     def memory_peak(self) -> int:
         """The most bytes so far. On a GPU what torch reserved, which is what must fit."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from jobs.hardware import give_freed_memory_back
 from jobs.memory.plan import MemoryPlan
 from jobs.training.loop import Job
 from jobs.training.monitor import Monitor
@@ -27,6 +28,7 @@ from jobs.training.rows import Row
 logger = logging.getLogger(__name__)
 
 _SAMPLE = 100  # steps, to see how large their packs are
+_STEPS_KEPT = 16  # so many may leave freed memory behind
 
 
 def train(job: Job, monitor: Monitor) -> None:
@@ -89,6 +91,7 @@ class _Crew:
         planners = [adapter.job.planner(len(adapters)) for adapter in adapters]
         self._planner = max(planners, key=lambda each: each.of(each.plans[0]).total)
         self._broken = torch.zeros((), device=self._device.name)
+        self._longest, self._since = 0, 0  # tokens of a step; steps since what was freed was given back
         self._set_up(self._planner.planned()[0])
 
     def step_until_one_ends(self) -> None:
@@ -109,6 +112,7 @@ class _Crew:
 
     def _step(self, rows: Sequence[list[Row]]) -> _Step:
         """Begin it: nothing here waits for a GPU, but for a run's first few passes, which may be timed (passes.py)."""
+        self._give_back(sum(len(row) for own in rows for row in own))
         recorded = self._passes.recording_seconds
         losses = self._gradients(rows)
         if once := max(0.0, self._passes.recording_seconds - recorded):
@@ -122,7 +126,6 @@ class _Crew:
         for adapter in self._adapters:
             adapter.step(self._broken if len(rows) > 1 else None)
         self._model.leaves.stepped()
-        self._device.after_step()
         found, arrived = torch.cat((losses, norms)), None
         if self._device.is_cuda:
             host = torch.empty(len(found), pin_memory=True)
@@ -130,6 +133,17 @@ class _Crew:
             found, arrived = host, torch.cuda.Event()
             arrived.record()
         return _Step(rows, found, arrived)
+
+    def _give_back(self, tokens: int) -> None:
+        """On a CPU, what earlier steps have freed: it lies in pieces that steps of other sizes do not fill. Not before
+        each of them, since taking it anew can take as long as a third of a small step: before the longest so far, and
+        now and then."""
+        if self._device.is_cuda:
+            return
+        self._since += 1
+        if tokens > self._longest or self._since == _STEPS_KEPT:
+            give_freed_memory_back()
+            self._longest, self._since = max(tokens, self._longest), 0
 
     def _tell(self, step: _Step, begun: _Step | None = None) -> bool:
         """Whether all go on. `begun`: the step after it, where that was begun already."""
