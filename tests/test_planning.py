@@ -142,13 +142,28 @@ def test_steps_are_counted_as_the_trainer_counts_them(settings: dict, steps: int
 
 def test_where_epochs_decides_nothing_the_plan_says_so(service: Service, draft: Draft) -> None:
     """The least steps of the presets are more than the epochs of few rows."""
-    note = service.planning.plan(draft).steps_note  # 18 rows in 5 steps, three times
-    assert "Least steps is 120" in note and "Epochs (3, which is 15 steps) changes nothing" in note
-    assert "about 24 times" in note
-    quick = service.planning.plan(changed(draft, epochs=100, max_steps=80)).steps_note
-    assert quick == "Most steps is 80: Epochs (100, which is 500 steps) changes nothing."
+
+    def note(**training: object) -> str:
+        return service.planning.plan(changed(draft, **training)).steps_note
+
+    seen = note()  # 18 rows in 5 steps, three times
+    assert seen.startswith("Least steps is 120: Epochs (3, which is 15 steps) changes nothing, and")
+    assert seen.endswith("each row is seen about 24 times.")
+    assert note(epochs=100, max_steps=120) == "Most steps is 120: Epochs (100, which is 500 steps) changes nothing."
     for decides in ({"min_steps": 0}, {"min_steps": 15}, {"epochs": 24}):
-        assert service.planning.plan(changed(draft, **decides)).steps_note == ""
+        assert note(**decides) == ""
+    assert "which is 1 step)" in note(epochs=0.2) and "about once" in note(epochs=0.2, min_steps=6)
+    assert "about 40 % of the rows are seen" in note(epochs=0.2, min_steps=2)
+
+
+def test_most_steps_below_least_steps_is_said_and_decides(service: Service, draft: Draft) -> None:
+    """Least steps was said to decide, though the run ended at Most steps."""
+    for most in (80, 10, 1):  # above and below the epochs' steps
+        plan = service.planning.plan(changed(draft, max_steps=most))
+        assert plan.spec and plan.steps == most, "a preset's Least steps forbids nobody a shorter run"
+        assert f"You set Most steps to {most}, below Least steps, which is 120" in plan.steps_note
+        assert f"takes {most} step{'' if most == 1 else 's'}," in plan.steps_note and "15 steps" in plan.steps_note
+    assert service.planning.plan(changed(draft, max_steps=15, min_steps=15)).steps_note == ""
 
 
 def test_very_few_rows_are_a_warning_and_no_problem(service: Service, draft: Draft) -> None:
@@ -158,7 +173,8 @@ def test_very_few_rows_are_a_warning_and_no_problem(service: Service, draft: Dra
     (warning,) = few.warnings
     assert "There are only 3 rows" in warning and "the 1 row kept aside" in warning
     bare = service.planning.plan(changed(draft, validation_percent=0), preflight(rows=1, good_rows=1, tokens=9))
-    assert "There is only 1 row" in bare.warnings[0] and "aside" not in bare.warnings[0]
+    assert "There is only 1 row: the model will learn it by heart" in bare.warnings[0]
+    assert "them" not in bare.warnings[0] and "aside" not in bare.warnings[0]
     # Rows that are left out teach nothing.
     bad = preflight(rows=25, good_rows=19, bad_rows=6, bad=(BadRow(row=7, reason="the answer is empty"),))
     assert "only 19 rows" in service.planning.plan(changed(draft, leave_out_bad_rows=True), bad).warnings[0]
