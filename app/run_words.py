@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from app.components import bytes_text, duration_text
 from jobs.errors import UserError
 from jobs.fields import label_of, title_of
 from jobs.frozen import Frozen
-from jobs.memory.estimate import CUDA_CONTEXT, over_limit
+from jobs.hardware import Hardware
+from jobs.memory.estimate import CUDA_CONTEXT, PROCESS, least_on_cpu, over_limit
 from jobs.methods import all_methods, method
 from jobs.service import Service
 from jobs.service.checking import NOT_LESS
@@ -20,6 +21,7 @@ from jobs.spec import TrainingParams
 from jobs.tasks import task
 
 Pairs = list[tuple[str, str]]
+_HARDLY = 0.01  # of a limit: nobody has to be told that it was exceeded by so little
 
 
 def header(service: Service, run: RunView) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def header(service: Service, run: RunView) -> dict[str, Any]:
         "predicted_memory": run.predicted_memory,
         "peak_memory": run.peak_memory,
         "memory_limit": int(run.spec.training.memory_limit_gb * 1e9),  # bytes, 0 for none
-        "over_limit": over_limit_text(run),
+        "over_limit": over_limit_text(service, run),
         "adapter_id": run.adapter_id,
         "result": "model" if full(run.spec.method) else "adapter",
         "try_it": try_it(run.spec.task, run.adapter_id) if run.adapter_id else None,
@@ -143,19 +145,41 @@ def measured_text(measured: int, predicted: int | None) -> str:
     return f"{bytes_text(measured)}, {said}"
 
 
-def over_limit_text(run: RunView) -> str:
-    """By how much the run went over the memory limit that it was given, and why; empty where it did not."""
+def over_limit_text(service: Service, run: RunView) -> str:
+    """By how much the run went over the memory limit that it was given, and why; empty where it hardly did or not."""
     device = (run.hardware or {}).get("device", "cpu")
     over = over_limit(run.spec.training, device, run.peak_memory or 0)
-    if not over:
-        return ""
     limit = int(run.spec.training.memory_limit_gb * 1e9)
-    beside = f", with the {bytes_text(CUDA_CONTEXT)} that the GPU's own programs take" if device == "cuda" else ""
-    why = NOT_LESS if device == "cpu" else "Where no way fits a limit, a run takes the most saving one and goes on."
+    if over <= _HARDLY * limit:
+        return ""
+    context = CUDA_CONTEXT if device == "cuda" else 0
+    beside = f", with the {bytes_text(CUDA_CONTEXT)} that the GPU's own programs take" if context else ""
+    predicted = run.predicted_memory + context if run.predicted_memory else None
+    if device == "cpu" and _least_on_cpu(service, run) > limit:
+        why = NOT_LESS
+    elif predicted and predicted <= limit:
+        why = (
+            f"It was predicted to take {bytes_text(predicted)}: the estimate was too low for it. A run with a lower "
+            "limit saves more, where it can."
+        )
+    else:
+        why = "Where no way fits a limit, a run takes the most saving one and goes on."
     return (
         f"This run went over its memory limit: you set {bytes_text(limit)}, and it took {bytes_text(limit + over)} at "
         f"its peak{beside}, {bytes_text(over)} more. {why}"
     )
+
+
+def _least_on_cpu(service: Service, run: RunView) -> int:
+    """Bytes that no way could save: without the base model, where it is no longer known."""
+    try:
+        hardware = Hardware.model_validate(
+            {name: value for name, value in (run.hardware or {}).items() if name in Hardware.model_fields}
+        )
+        shape = task(run.spec.task).body(service.models.base(run.base_model_id).shape)
+        return least_on_cpu(shape, full(run.spec.method), hardware)
+    except (UserError, ValidationError):  # the base model was deleted, or the run is of another version of Graft
+        return PROCESS
 
 
 def _hardware_text(hardware: dict[str, Any]) -> str:

@@ -87,6 +87,7 @@ def end(session: Session, run_id: int, state: RunState, reason: str | None, **va
     assert state.ended
     ended_at = literal(now(), Utc())
     values |= {"state": state, "reason": reason, "phase": "", "eta_seconds": None, "ended_at": ended_at}
+    values = _peak_of_all(values)
     days = func.julianday(ended_at) - func.julianday(func.coalesce(Run.attempt_at, ended_at))
     return set_active(session, run_id, trained_seconds=Run.trained_seconds + days * 86_400, **values)
 
@@ -153,10 +154,8 @@ def record(
         for said in (CheckpointAnswer, EvaluationDetails):
             session.execute(delete(said).where(said.run_id == run_id, said.step > rewind_to))
         _update(session, Run.id == run_id, Run.best_step > rewind_to, best_step=None, best_eval_loss=None)
-    if peak := fields.get("peak_memory"):
-        fields = {**fields, "peak_memory": func.max(func.coalesce(Run.peak_memory, 0), peak)}
     if fields:
-        _update(session, Run.id == run_id, **fields)
+        _update(session, Run.id == run_id, **_peak_of_all(fields))
     if metrics:
         session.execute(insert(Metric), [{"run_id": run_id, **row} for row in metrics])
     if answers:
@@ -173,6 +172,13 @@ def record(
         )
         session.execute(statement, [{"run_id": run_id, **row} for row in evaluations])
     return True
+
+
+def _peak_of_all(values: dict[str, Any]) -> dict[str, Any]:
+    """A run's peak is the most that any of its attempts took: a later one that took less does not lower it."""
+    if peak := values.get("peak_memory"):
+        return {**values, "peak_memory": func.max(func.coalesce(Run.peak_memory, 0), peak)}
+    return values
 
 
 # Reading

@@ -77,6 +77,37 @@ def test_every_evaluation_pauses_a_run_however_short_it_is_beside_a_step(pause: 
     assert found == pytest.approx([2_000 / 50 + pause * count for count in (1, 2, 8)])
 
 
+def with_attempts(found: Earlier, *gaps: tuple[int, float]) -> Earlier:
+    """As if it had ended after each of these steps, with a checkpoint, and gone on so many seconds later."""
+    times, evaluated, resumed = np.array(found.times), np.array(found.evaluated), 0.0
+    for step, gap in gaps:
+        ended = float(times[step - 1])
+        times[step:] += gap
+        evaluated = np.append(np.where(evaluated > ended, evaluated + gap, evaluated), ended + 0.5)
+        resumed = ended + gap
+    return found.model_copy(
+        update={"times": tuple(times.tolist()), "evaluated": tuple(evaluated.tolist()), "resumed": resumed}
+    )
+
+
+@pytest.mark.parametrize("gaps", ([(30, 45 * 3600.0)], [(10, 3600.0), (30, 45 * 3600.0)]))
+def test_what_lies_between_two_attempts_is_no_evaluation(gaps: list[tuple[int, float]]) -> None:
+    """A run that went on after a weekend was taken to stand still for the weekend at every evaluation. Of several
+    attempts it is known only when the last began."""
+    whole = earlier(2.0, steps=40, besides=8.0)
+    for count in (0, 1, 4):
+        found = predicted_seconds(with_attempts(whole, *gaps), 5_000, count)
+        assert found == pytest.approx(predicted_seconds(whole, 5_000, count), abs=2.0)
+
+
+def test_evaluations_together_take_no_more_than_the_run_besides_its_steps() -> None:
+    """A pause that is no evaluation's, and shorter than the run."""
+    whole = earlier(2.0, steps=40, besides=8.0)  # 88 seconds
+    first_of_three = with_attempts(whole, (20, 60.0)).model_copy(update={"resumed": None})
+    found = predicted_seconds(first_of_three, 5_000, 4)
+    assert found is not None and found <= 5_000 / 50 + 3 * 8 + 1
+
+
 def test_steps_of_which_nothing_more_is_known_were_steps_all_the_same() -> None:
     """Of a long run only the latest are read."""
     whole = earlier(2.0, steps=400)

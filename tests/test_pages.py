@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from app.drafts import Checks, Starts
 from app.pages.datasets import datasets_html
 from app.preflight import histogram_html, preview_html, report_html
 from app.run_words import full
-from app.train.summary import check_line_html, range_text, words_html
+from app.train.summary import check_line_html, range_text, summary_html, words_html
 from jobs.errors import UserError
 from jobs.service import Service
 from jobs.service.chats import AnswerView, Delta
@@ -261,6 +262,17 @@ def test_a_warning_looks_like_one_and_a_note_does_not() -> None:
     html = words_html(plan)
     assert html.index("No.") < html.index('note warn"><p>Only 3 rows') < html.index('note info"><p>By the way')
     assert harmless(html)
+
+
+@pytest.mark.parametrize(("count", "s"), [(1, ""), (2, "s")])
+def test_before_start_one_thing_is_not_called_several(count: int, s: str) -> None:
+    figures = ("trainable_parameters", "train_rows", "validation_rows", "steps")
+    said = dict.fromkeys(figures, count) | dict.fromkeys(("trainable_percent", "seconds", "loop", "estimate"))
+    plan = Plan.model_construct(**said, steps_note="")
+    model = SimpleNamespace(name="Tiny", shape=SimpleNamespace(layers=count))
+    html = summary_html(plan, model, "Ships", "LoRA")  # type: ignore[arg-type]
+    words = re.findall(r"</strong> ([^<]+)</dd>", html)
+    assert words == [f"parameter{s}", f"layer{s}", f"row{s}", f"row{s} to validate with", f"step{s}"]
 
 
 def test_a_time_is_a_range_where_runs_took_differently() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -141,13 +142,28 @@ def test_steps_are_counted_as_the_trainer_counts_them(settings: dict, steps: int
 
 def test_where_epochs_decides_nothing_the_plan_says_so(service: Service, draft: Draft) -> None:
     """The least steps of the presets are more than the epochs of few rows."""
-    note = service.planning.plan(draft).steps_note  # 18 rows in 5 steps, three times
-    assert "Least steps is 120" in note and "Epochs (3, which is 15 steps) changes nothing" in note
-    assert "about 24 times" in note
-    quick = service.planning.plan(changed(draft, epochs=100, max_steps=80)).steps_note
-    assert quick == "Most steps is 80: Epochs (100, which is 500 steps) changes nothing."
+
+    def note(**training: object) -> str:
+        return service.planning.plan(changed(draft, **training)).steps_note
+
+    seen = note()  # 18 rows in 5 steps, three times
+    assert seen.startswith("Least steps is 120: Epochs (3, which is 15 steps) changes nothing, and")
+    assert seen.endswith("each row is seen about 24 times.")
+    assert note(epochs=100, max_steps=120) == "Most steps is 120: Epochs (100, which is 500 steps) changes nothing."
     for decides in ({"min_steps": 0}, {"min_steps": 15}, {"epochs": 24}):
-        assert service.planning.plan(changed(draft, **decides)).steps_note == ""
+        assert note(**decides) == ""
+    assert "which is 1 step)" in note(epochs=0.2) and "about once" in note(epochs=0.2, min_steps=6)
+    assert "about 40 % of the rows are seen" in note(epochs=0.2, min_steps=2)
+
+
+def test_most_steps_below_least_steps_is_said_and_decides(service: Service, draft: Draft) -> None:
+    """Least steps was said to decide, though the run ended at Most steps."""
+    for most in (80, 10, 1):  # above and below the epochs' steps
+        plan = service.planning.plan(changed(draft, max_steps=most))
+        assert plan.spec and plan.steps == most, "a preset's Least steps forbids nobody a shorter run"
+        assert f"You set Most steps to {most}, below Least steps, which is 120" in plan.steps_note
+        assert f"takes {most} step{'' if most == 1 else 's'}," in plan.steps_note and "15 steps" in plan.steps_note
+    assert service.planning.plan(changed(draft, max_steps=15, min_steps=15)).steps_note == ""
 
 
 def test_very_few_rows_are_a_warning_and_no_problem(service: Service, draft: Draft) -> None:
@@ -157,7 +173,8 @@ def test_very_few_rows_are_a_warning_and_no_problem(service: Service, draft: Dra
     (warning,) = few.warnings
     assert "There are only 3 rows" in warning and "the 1 row kept aside" in warning
     bare = service.planning.plan(changed(draft, validation_percent=0), preflight(rows=1, good_rows=1, tokens=9))
-    assert "There is only 1 row" in bare.warnings[0] and "aside" not in bare.warnings[0]
+    assert "There is only 1 row: the model will learn it by heart" in bare.warnings[0]
+    assert "them" not in bare.warnings[0] and "aside" not in bare.warnings[0]
     # Rows that are left out teach nothing.
     bad = preflight(rows=25, good_rows=19, bad_rows=6, bad=(BadRow(row=7, reason="the answer is empty"),))
     assert "only 19 rows" in service.planning.plan(changed(draft, leave_out_bad_rows=True), bad).warnings[0]
@@ -208,11 +225,31 @@ def test_an_encoder_is_refused_for_a_chat_in_words(service: Service, draft: Draf
     assert any("it reads texts and writes none" in problem for problem in plan.problems)
 
 
-def ended_run(service: Service, draft: Draft, *, seconds_a_step: float, **hardware: object) -> int:
-    """A run of these settings that took 30 steps of 100 tokens and 12 seconds besides; its id."""
+EVALUATED = (10, 20, 30)  # steps of an ended run: the last one is its end
+PAUSE = 3.0  # seconds that each took
+
+
+def ended_run(
+    service: Service, draft: Draft, *, seconds_a_step: float, away: float | None = None, **hardware: object
+) -> int:
+    """A run of these settings that took 30 steps of 100 tokens, two evaluations, and 12 seconds besides; its id.
+
+    `away`: seconds between its two attempts, after the checkpoint of step 20.
+    """
     spec = service.planning.plan(draft).spec
     assert spec
     found = {"name": this_machine().name, "loop": "packed", **hardware}
+    now, resumed = 1e9, None
+    said: list[tuple[int, str, float, float]] = []
+    for step in range(1, 31):
+        now += seconds_a_step
+        said.append((step, "tokens_per_second", 100 / seconds_a_step, now))
+        if step in EVALUATED:
+            now += PAUSE
+            said.append((step, "eval_loss", 1.0, now))
+        if step == 20 and away is not None:
+            now += away
+            resumed = now
     with write(service.engine) as session:
         run = Run(
             name="earlier",
@@ -222,20 +259,14 @@ def ended_run(service: Service, draft: Draft, *, seconds_a_step: float, **hardwa
             state=RunState.COMPLETED,
             step=30,
             hardware=found,
-            trained_seconds=30 * seconds_a_step + 12,
+            attempt=1 if resumed is None else 2,
+            attempt_at=datetime.fromtimestamp(resumed or 1e9, UTC),
+            trained_seconds=30 * seconds_a_step + 2 * PAUSE + 12,
         )
         session.add(run)
         session.flush()
-        for step in range(1, 31):
-            session.add(
-                Metric(
-                    run_id=run.id,
-                    step=step,
-                    name="tokens_per_second",
-                    value=100 / seconds_a_step,
-                    time=1e9 + step * seconds_a_step,
-                )
-            )
+        for step, name, value, time in said:
+            session.add(Metric(run_id=run.id, step=step, name=name, value=value, time=time))
         return run.id
 
 
@@ -248,20 +279,40 @@ def test_the_time_comes_from_the_most_alike_of_the_earlier_runs_here(service: Se
     ended_run(service, draft, seconds_a_step=2.0)
     ended_run(service, changed(draft, recompute="on"), seconds_a_step=4.0)
     plan = service.planning.plan(draft, check)
+    pauses = (draft.training["evaluations"] - 1) * PAUSE  # the last one is among the 12 seconds
     # 18 rows 24 times (120 steps of 5 an epoch), of 100 tokens each, at 50 tokens a second.
-    assert plan.seconds == pytest.approx((18 * 24 * 100 / 50 + 12,) * 2)
+    assert plan.seconds == pytest.approx((18 * 24 * 100 / 50 + pauses + 12,) * 2)
     slower = service.planning.plan(changed(draft, recompute="on"), check).seconds
-    assert slower == pytest.approx((18 * 24 * 100 / 25 + 12,) * 2)
+    assert slower == pytest.approx((18 * 24 * 100 / 25 + pauses + 12,) * 2)
     ended_run(service, draft, seconds_a_step=3.0)
     ranged = service.planning.plan(draft, check).seconds
-    assert ranged == pytest.approx((18 * 24 * 100 / 50 + 12, 18 * 24 * 3 + 12)), "the machine had other work once"
+    assert ranged == pytest.approx((18 * 24 * 100 / 50 + pauses + 12, 18 * 24 * 3 + pauses + 12)), (
+        "the machine had other work once"
+    )
     for _ in range(5):
         ended_run(service, draft, seconds_a_step=2.5)
     latest = service.planning.plan(draft, check).seconds
-    assert latest == pytest.approx((18 * 24 * 2.5 + 12,) * 2), "what it was like long ago says nothing"
+    assert latest == pytest.approx((18 * 24 * 2.5 + pauses + 12,) * 2), "what it was like long ago says nothing"
     ended_run(service, changed(draft, memory_limit_gb=100), seconds_a_step=9.0)
     assert service.planning.plan(draft, check).seconds == latest, "it may have had to save memory"
     assert service.planning.plan(draft).seconds is None, "rows that nobody has counted take nobody knows how long"
+
+
+def test_who_keeps_no_rows_aside_waits_for_no_evaluation(service: Service, draft: Draft) -> None:
+    check = preflight(rows=20, good_rows=20, tokens=2_000, longest=100)
+    ended_run(service, draft, seconds_a_step=2.0)
+    found = service.planning.plan(changed(draft, validation_percent=0), check).seconds
+    assert found == pytest.approx((20 * 24 * 100 / 50 + 12,) * 2)
+
+
+def test_a_run_that_went_on_after_a_weekend_tells_what_it_took_without_it(service: Service, draft: Draft) -> None:
+    """It was said to take "3 min to 45 h"."""
+    check = preflight(rows=20, good_rows=20, tokens=2_000, longest=100)
+    ended_run(service, draft, seconds_a_step=2.0, away=45 * 3600)
+    found = service.planning.plan(draft, check).seconds
+    pauses = (draft.training["evaluations"] - 1) * PAUSE
+    # The evaluation before the weekend has no length of its own: it counts among what the run took besides.
+    assert found == pytest.approx((18 * 24 * 100 / 50 + pauses + PAUSE + 12,) * 2)
 
 
 def test_the_plan_says_which_loop_will_train_and_estimates_that_one(service: Service, draft: Draft) -> None:

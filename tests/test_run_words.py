@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
 from app.forms import Form
 from app.run_words import details, header, settings
+from jobs.hardware import Hardware
 from jobs.methods import all_methods
+from jobs.service.models import Models
 from jobs.service.runs import Runs, RunView
 from jobs.spec import TrainingParams
+from storage.db import write
+from storage.files import Home
 from storage.states import RunState
+from storage.tables import BaseModel
 from tests import feed
 
 
@@ -42,20 +48,58 @@ def test_which_loop_trained_it_and_why_stands_apart_from_what_is_folded(engine: 
     assert details(view(engine, runs))["loop"] == "", "it has not begun, or there was but one loop then"
 
 
-def test_a_memory_limit_that_was_not_kept_is_told_with_by_how_much_and_why(engine: Engine, runs: Runs) -> None:
-    def told(device: str, peak: int | None, **training: Any) -> str:
-        run = view(engine, runs, training=training, peak_memory=peak, hardware={"name": "It", "device": device})
-        return str(header(SimpleNamespace(runs=runs), run)["over_limit"])  # type: ignore[arg-type]
+CPU = Hardware(device="cpu", name="It", memory_total=1 << 40, memory_free=1 << 40, cores=2, bf16=False)
 
-    said = told("cpu", 1_350_000_000, memory_limit_gb=0.5)
+
+@pytest.fixture
+def over(engine: Engine, runs: Runs, home: Home) -> Callable[..., str]:
+    """What is said of a run with this device, peak, prediction, and memory limit in GB."""
+    models = Models(home, engine)
+
+    def told(device: str, peak: int | None, limit: float = 0, *, predicted: int | None = 2_000_000_000) -> str:
+        run = view(
+            engine,
+            runs,
+            training={"memory_limit_gb": limit},
+            peak_memory=peak,
+            predicted_memory=predicted,
+            hardware=CPU.model_dump() | {"device": device, "loop_why": "It is one."},
+        )
+        return str(header(SimpleNamespace(runs=runs, models=models), run)["over_limit"])  # type: ignore[arg-type]
+
+    return told
+
+
+def test_a_memory_limit_that_was_not_kept_is_told_with_by_how_much(over: Callable[..., str]) -> None:
+    said = over("cpu", 1_350_000_000, 0.5)
     assert "you set 500 MB" in said and "took 1.4 GB" in said and "850 MB more" in said
-    assert "On a CPU" in said and "0.7 GB before it loads a model" in said
     # What a GPU takes beside what is measured counts, as it does before Start.
-    on_gpu = told("cuda", 9_500_000_000, memory_limit_gb=10)
+    on_gpu = over("cuda", 9_500_000_000, 10)
     assert "took 10.1 GB" in on_gpu and "On a CPU" not in on_gpu
-    assert told("cuda", 9_300_000_000, memory_limit_gb=10) == ""
-    assert told("cpu", 500_000_000, memory_limit_gb=0.5) == ""
-    assert told("cpu", None, memory_limit_gb=0.5) == told("cpu", 1 << 40) == ""
+    assert over("cuda", 9_300_000_000, 10) == ""
+    assert over("cpu", 500_000_000, 0.5) == ""
+    assert over("cpu", 504_000_000, 0.5) == "", "by less than a hundredth"
+    assert over("cpu", None, 0.5) == over("cpu", 1 << 40) == ""
+
+
+def test_why_a_limit_was_not_kept_is_what_held_of_the_run(engine: Engine, over: Callable[..., str]) -> None:
+    """A run that was predicted to stay below its limit was told that no run can."""
+    nothing_less, no_way, wrong = "0.7 GB before it loads a model", "Where no way fits", "the estimate was too low"
+
+    def why(*args: Any, **named: Any) -> list[str]:
+        said = over(*args, **named)
+        return [each for each in (nothing_less, no_way, wrong) if each in said]
+
+    assert why("cpu", 1_350_000_000, 0.5) == [nothing_less]
+    assert why("cpu", 2_350_000_000, 2) == [wrong]
+    assert why("cpu", 3_350_000_000, 2, predicted=3_000_000_000) == [no_way], "it was said before Start"
+    assert why("cuda", 9_900_000_000, 10, predicted=9_000_000_000) == [wrong]
+    assert why("cuda", 9_900_000_000, 10, predicted=9_900_000_000) == [no_way], "with what the GPU's own programs take"
+    assert why("cpu", 3_350_000_000, 2, predicted=None) == [no_way], "a run of an earlier version"
+    with write(engine) as session:  # 4 GB in 32 bits
+        session.execute(update(BaseModel).values(shape=feed.SHAPE.model_dump() | {"parameters": 1_000_000_000}))
+    assert why("cpu", 5_350_000_000, 4.5, predicted=5_000_000_000) == [nothing_less]
+    assert why("cpu", 5_350_000_000, 5, predicted=5_100_000_000) == [no_way]
 
 
 @pytest.mark.parametrize("name", all_methods())

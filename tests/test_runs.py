@@ -152,6 +152,21 @@ def test_a_run_s_time_is_that_of_all_its_attempts(home: Home, runs: Runs, engine
     assert run.trained_seconds == pytest.approx(90, abs=2)
 
 
+def test_a_run_s_peak_memory_is_the_most_of_all_its_attempts(home: Home, runs: Runs, engine: Engine) -> None:
+    """An attempt that went on for a few steps made the run forget what the one before it had taken."""
+    run_id = start(runs)
+    peaks = {RunState.FAILED: 5_000, RunState.STOPPED: 9_000, RunState.COMPLETED: 3_000}
+    for state, peak in peaks.items():
+        assert claim(engine) == run_id
+        with write(engine) as session:
+            rows.end(session, run_id, state, None, peak_memory=peak)
+        if state != RunState.COMPLETED:
+            checkpoint(home, run_id, f"checkpoint-{peak}")
+            runs.resume(run_id)
+            assert runs.get(run_id).peak_memory == peak
+    assert runs.get(run_id).peak_memory == 9_000
+
+
 def test_a_complete_run_and_an_active_one_do_not_resume(home: Home, runs: Runs, engine: Engine) -> None:
     run_id = ended_run(runs, engine, RunState.COMPLETED)
     checkpoint(home, run_id)

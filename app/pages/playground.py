@@ -45,16 +45,10 @@ new MutationObserver(() => {
   before = element.textContent.length;
 }).observe(element, {childList: true, subtree: true, characterData: true});
 """
-# What stood in the box when it was sent (app/static/app.js), where it still begins with that.
-AS_PRESSED = """(text, ...others) => {
-  const box = document.querySelector('.ask-row textarea');
-  const pressed = box?.dataset.pressed;
-  if (box) delete box.dataset.pressed;
-  return [pressed && text?.startsWith(pressed) ? pressed : text, ...others];
-}"""
-# What was asked leaves the box when the server has it; what was typed meanwhile stays. What comes back goes before it.
-TAKEN = """(taken, text) => [taken && text?.startsWith(taken) ? text.slice(taken.length).trimStart() : text, '']"""
-PUT_BACK = """(unsaid, text) => [[unsaid, text].filter(each => each?.trim()).join('\\n'), '']"""
+# What is asked is what stood in the box at the press; it leaves the box when the server has it (static/app.js).
+PRESSED = "(text, ...others) => [Graft.question.read(), ...others]"
+TAKEN = "(taken) => { Graft.question.taken(taken); return ''; }"
+PUT_BACK = "(unsaid) => { Graft.question.back(unsaid); return ''; }"
 NEW_CHAT = """(base, panes) => {
   const adapter = (panes || []).filter(pane => pane !== 'base')[0];
   const query = adapter ? '?adapter=' + adapter : base ? '?base=' + base : '';
@@ -273,13 +267,13 @@ def build(service: Service) -> None:
         take,
         [prompt, asked, base, panes, chat_id, *sampled],
         [asked, chat_id, taken, send, stop, notice],
-        js=AS_PRESSED,
+        js=PRESSED,
         **again,
     )
-    sent.then(None, [taken, prompt], [prompt, taken], js=TAKEN)
+    sent.then(None, taken, taken, js=TAKEN)
     sent.then(None, chat_id, None, js=TO_CHAT).then(
         answer, [asked, chat_id, *sampled], [*talk, send, stop, asked, unsaid, chats, notice], **again
-    ).then(None, [unsaid, prompt], [prompt, unsaid], js=PUT_BACK)
+    ).then(None, unsaid, unsaid, js=PUT_BACK)
     stop.click(end, chat_id, [notice], **quiet)
     history.click(press, None, [notice], **beside)
     # One at a time: the list that comes last is the newest.

@@ -44,18 +44,6 @@
   }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
   applyTheme();
 
-  // What is asked is what stood in the box when Enter or Send was pressed. Gradio reads it a moment later, and on a busy
-  // computer the next keys are quicker: the playground takes it from here (AS_PRESSED in app/pages/playground.py).
-  function remember(event) {
-    const enter = event.type === "click" || (event.key === "Enter" && !event.shiftKey && !event.isComposing);
-    const row = enter && event.target.closest?.(event.type === "click" ? ".ask-row button.send" : ".ask-row textarea")
-      ?.closest(".ask-row");
-    const box = row && row.querySelector("textarea");
-    if (box) box.dataset.pressed = box.value;
-  }
-  document.addEventListener("keydown", remember, true);
-  document.addEventListener("click", remember, true);
-
   // A card of choices is one text, its name and a line break before what explains it: a name may take two lines on a
   // narrow card, so it gets an element. Gradio's own text node stays, because Gradio writes into it.
   function nameCards() {
@@ -176,5 +164,47 @@
     });
   }
 
-  window.Graft = { page, socket, post, showProblems, fragment, dark };
+  /* The playground's question. Gradio (6.31) reads a box a frame after the press that sends it, and writes it a while
+     after reading: what is typed meanwhile would be sent too, or be lost. So its text is noted at the press, and the
+     box is changed in one go, around the caret. */
+  const question = (() => {
+    const box = () => document.querySelector(".prompt-box textarea");
+    let pressed = "";
+
+    function note(event) { // before Gradio hears of it
+      const sends = event.type === "click" ? event.target.closest?.(".ask-row .send")
+        : event.key === "Enter" && !event.shiftKey && event.target === box();
+      if (sends) pressed = box().value;
+    }
+    for (const press of ["keypress", "click"]) addEventListener(press, note, true);
+
+    function change(text, end) { // in the place of the first `end` characters
+      box().setRangeText(text, 0, end, "preserve");
+      box().dispatchEvent(new Event("input", { bubbles: true })); // Gradio reads it from the box
+    }
+
+    return {
+      /* What stood in the box at the press; once: another press is another question. */
+      read() {
+        const text = pressed;
+        pressed = "";
+        return text;
+      },
+      /* The server has it: it leaves the box; what was typed since stays. */
+      taken(text) {
+        if (pressed === text) pressed = ""; // the same question, pressed twice
+        if (!text || !box().value.startsWith(text)) return;
+        const rest = box().value.slice(text.length);
+        change("", text.length + rest.length - rest.trimStart().length);
+      },
+      /* It was not answered: it comes back, before what is there. */
+      back(text) {
+        if (!text?.trim()) return;
+        if (box().value.trim()) change(`${text}\n`, 0);
+        else change(text, box().value.length);
+      },
+    };
+  })();
+
+  window.Graft = { page, socket, post, showProblems, fragment, question, dark };
 })();

@@ -21,19 +21,16 @@ def summary_html(plan: Plan, model: BaseModelView, dataset: str, method: str) ->
     """Who learns what, figures, and the memory bar; all move with every setting."""
     percent = plan.trainable_percent
     sums = [
-        (
-            "Trains",
-            plan.trainable_parameters,
-            f"parameters{f', {percent_text(percent)}' if percent is not None else ''}",
-        ),
-        ("In", model.shape.layers, "layers"),
-        ("Sees", plan.train_rows, "row" if plan.train_rows == 1 else "rows"),
-        ("Keeps aside", plan.validation_rows, f"row{'' if plan.validation_rows == 1 else 's'} to validate with"),
-        ("Takes", plan.steps, "steps"),
+        ("Trains", plan.trainable_parameters, "parameter", f", {percent_text(percent)}" if percent is not None else ""),
+        ("In", model.shape.layers, "layer", ""),
+        ("Sees", plan.train_rows, "row", ""),
+        ("Keeps aside", plan.validation_rows, "row", " to validate with"),
+        ("Takes", plan.steps, "step", ""),
     ]
     rows = "".join(
-        f"<div><dt>{label}</dt><dd><strong>{count_text(value)}</strong> {escape(unit)}</dd></div>"
-        for label, value, unit in sums
+        f"<div><dt>{label}</dt><dd><strong>{count_text(value)}</strong> {escape(each if value == 1 else f'{each}s')}"
+        f"{escape(more)}</dd></div>"
+        for label, value, each, more in sums
     )
     if plan.seconds is not None:
         took = range_text(*plan.seconds)

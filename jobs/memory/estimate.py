@@ -187,6 +187,18 @@ def fits(needs: Estimate, hardware: Hardware, training: TrainingParams) -> bool:
     return needs.total <= budget(hardware, training)
 
 
+def least_on_cpu(shape: ModelShape, trains_base: bool, hardware: Hardware) -> int:
+    """Bytes that no setting of a run saves on a CPU: the training program and the base model."""
+    return PROCESS + _as_loaded(shape, trains_base, compute_bytes(hardware))
+
+
+def _as_loaded(shape: ModelShape, trains_base: bool, width: int) -> int:
+    """The base model before anything of it is quantized."""
+    if trains_base:  # in 32 bits; autocast's narrow copy of a matrix lives from forward to backward
+        return shape.parameters * FP32 + (shape.parameters * width if width < FP32 else 0)
+    return shape.parameters * width
+
+
 def _moments(training: TrainingParams, trainable: int, embeddings: int) -> int:
     """AdamW's two; paged ones count as if they stayed. `embeddings`: those trained, which keep 32 bits
     (jobs.training.moments)."""
@@ -200,12 +212,10 @@ def _base(case: Case, packed: bool, moved: bool) -> int:
     shape, width = case.shape, case.width
     if moved:
         return _base(case, packed, False) - shape.embedding_parameters * width
-    if case.method.trains_base:  # in 32 bits; autocast's narrow copy of a matrix lives from forward to backward
-        return shape.parameters * FP32 + (shape.parameters * width if width < FP32 else 0)
     held = case.quantization
-    if held == "none" or case.hardware.device == "cpu":
-        # On a CPU the whole model is in memory before it is quantized: the narrow weights do not lower the peak.
-        return shape.parameters * width
+    # On a CPU the whole model is in memory before it is quantized: the narrow weights do not lower the peak.
+    if case.method.trains_base or held == "none" or case.hardware.device == "cpu":
+        return _as_loaded(shape, case.method.trains_base, width)
     if held == "fp8":  # a scale for each row of each layer
         rows = sum(module.out_features for module in shape.linears)
         return case.linear_parameters + rows * FP32 + (shape.parameters - case.linear_parameters) * width

@@ -145,28 +145,39 @@ def too_few(rows: int, validation_rows: int) -> str:
     """What to expect of so few good rows; empty where they are enough to tell."""
     if rows >= FEW_ROWS or not rows:
         return ""
-    aside = f", and the {_rows(validation_rows)} kept aside cannot show whether it did" if validation_rows else ""
+    more = "Add rows: a hundred different ones teach far better."
+    if rows == 1:
+        return f"There is only 1 row: the model will learn it by heart, and nothing besides. {more}"
+    aside = (
+        f", and the {_many(validation_rows, 'row')} kept aside cannot show whether it did" if validation_rows else ""
+    )
     return (
-        f"There {'is' if rows == 1 else 'are'} only {_rows(rows)}: the model will learn them by heart rather than what "
-        f"they have in common{aside}. Add rows: a hundred different ones teach far better."
+        f"There are only {rows:,} rows: the model will learn them by heart rather than what they have in "
+        f"common{aside}. {more}"
     )
 
 
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count:,} rows"
+def _many(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def why_not_epochs(training: TrainingParams, train_rows: int) -> str:
     """Where the least or the most steps decide how many are taken: that Epochs changes nothing. Else empty."""
     steps, by_epochs = training.steps(train_rows), training.steps_by_epochs(train_rows)
-    meant = f"Epochs ({training.epochs:g}, which is {by_epochs:,} step{'' if by_epochs == 1 else 's'}) changes nothing"
+    epochs = f"Epochs ({training.epochs:g}, which is {_many(by_epochs, 'step')})"
+    # No problem: a preset sets Least steps, which someone who sets only Most steps may never have seen.
+    if 0 < training.max_steps < training.min_steps:
+        return (
+            f"You set Most steps to {training.max_steps:,}, below Least steps, which is {training.min_steps:,}: the "
+            f"run takes {_many(steps, 'step')}, and neither Least steps nor {epochs} changes that. For more steps, "
+            "raise Most steps."
+        )
     if steps > by_epochs:
         times = steps / training.steps_an_epoch(train_rows)
-        return (
-            f"Least steps is {training.min_steps:,}, and the rows are few: {meant}, and each row is seen about "
-            f"{times:,.0f} times."
-        )
-    return f"Most steps is {training.max_steps:,}: {meant}." if steps < by_epochs else ""
+        often = "once" if round(times) == 1 else f"{times:,.0f} times"
+        seen = f"each row is seen about {often}" if times >= 1 else f"about {100 * times:.0f} % of the rows are seen"
+        return f"Least steps is {training.min_steps:,}: {epochs} changes nothing, and {seen}."
+    return f"Most steps is {training.max_steps:,}: {epochs} changes nothing." if steps < by_epochs else ""
 
 
 def does_not_fit(needs: Estimate, hardware: Hardware, training: TrainingParams) -> str:

@@ -27,6 +27,8 @@ class Paces:
         them."""
         told: list[float] = []
         closest = 0
+        training = settings["training"]
+        evaluations = training["evaluations"] if training["validation_percent"] else 0
         with read(self._engine) as session:
             found = [
                 run
@@ -50,8 +52,9 @@ class Paces:
                         evaluated=tuple(time for _, time in rows.metric(session, run.id, "eval_loss")),
                         steps=run.step,
                         seconds=run.trained_seconds,
+                        resumed=run.attempt_at.timestamp() if run.attempt > 1 and run.attempt_at else None,
                     )
-                seconds = predicted_seconds(self._known[key], tokens, settings["training"]["evaluations"])
+                seconds = predicted_seconds(self._known[key], tokens, evaluations)
                 if seconds is not None:
                     told.append(seconds)
                     closest = likeness[run.id]

@@ -230,6 +230,31 @@ def test_enter_counts_while_the_question_before_is_on_its_way(page: Page, watch:
     expect(shown.alert).to_contain_text("Maximum tokens is empty")
 
 
+# A press, and what is typed on before the page draws its next frame.
+PRESS_AND_GO_ON = """(box, press) => {
+  if (press === 'Enter') box.dispatchEvent(new KeyboardEvent('keypress', {key: 'Enter', bubbles: true}));
+  else document.querySelector('.send').click();
+  box.value += ' And a';
+  box.dispatchEvent(new Event('input', {bubbles: true}));
+}"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("press", ("Enter", "Send"))
+def test_what_is_asked_is_what_stood_in_the_box_at_the_press(
+    page: Page, watch: Watch, server: Server, press: str
+) -> None:
+    shown = Playground(page, watch, server)
+    shown.tokens.fill("-5")  # refused: no model answers
+    shown.prompt.fill("What is a buoy?")
+    joined = watch.joined
+    with page.expect_request("**/queue/join*") as sent:
+        shown.prompt.evaluate(PRESS_AND_GO_ON, press)
+    assert sent.value.post_data_json["data"][0] == "What is a buoy?"
+    watch.rest(joined + 2)
+    expect(shown.prompt).to_have_value("What is a buoy? And a")
+
+
 @pytest.mark.browser
 def test_the_train_page_keeps_typed_prompts_and_marks_what_cannot_be(
     page: Page, watch: Watch, server: Server, tmp_path: Path
