@@ -16,6 +16,7 @@ from jobs.methods import all_methods, method
 from jobs.service import Service
 from jobs.service.checking import NOT_LESS
 from jobs.service.runs import RunView
+from jobs.sizes import bytes_texts
 from jobs.spec import TrainingParams
 from jobs.tasks import task
 
@@ -125,7 +126,7 @@ def facts(run: RunView) -> Pairs:
     if run.hardware:
         found.append(("Hardware", _hardware_text(run.hardware)))
     if run.predicted_memory:
-        found.append(("Predicted peak memory", bytes_text(run.predicted_memory)))
+        found.append(("Predicted peak memory", bytes_texts(run.predicted_memory, run.peak_memory or 0)[0]))
     if run.peak_memory and run.state.ended:
         found.append(("Measured peak memory", measured_text(run.peak_memory, run.predicted_memory)))
     if run.packages:
@@ -140,7 +141,7 @@ def measured_text(measured: int, predicted: int | None) -> str:
         return bytes_text(measured)
     off = round(100 * (measured / predicted - 1))
     said = "as predicted" if off == 0 else f"{abs(off)} % {'more' if off > 0 else 'less'} than predicted"
-    return f"{bytes_text(measured)}, {said}"
+    return f"{bytes_texts(measured, predicted)[0]}, {said}"
 
 
 def over_limit_text(run: RunView) -> str:
@@ -150,11 +151,12 @@ def over_limit_text(run: RunView) -> str:
     if not over:
         return ""
     limit = int(run.spec.training.memory_limit_gb * 1e9)
+    allowed, taken, more = bytes_texts(limit, limit + over, over)
     beside = f", with the {bytes_text(CUDA_CONTEXT)} that the GPU's own programs take" if device == "cuda" else ""
     why = NOT_LESS if device == "cpu" else "Where no way fits a limit, a run takes the most saving one and goes on."
     return (
-        f"This run went over its memory limit: you set {bytes_text(limit)}, and it took {bytes_text(limit + over)} at "
-        f"its peak{beside}, {bytes_text(over)} more. {why}"
+        f"This run went over its memory limit: you set {allowed}, and it took {taken} at its peak{beside}, "
+        f"{more} more. {why}"
     )
 
 

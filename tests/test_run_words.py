@@ -48,11 +48,11 @@ def test_a_memory_limit_that_was_not_kept_is_told_with_by_how_much_and_why(engin
         return str(header(SimpleNamespace(runs=runs), run)["over_limit"])  # type: ignore[arg-type]
 
     said = told("cpu", 1_350_000_000, memory_limit_gb=0.5)
-    assert "you set 500 MB" in said and "took 1.4 GB" in said and "850 MB more" in said
+    assert "you set 0.50 GB" in said and "took 1.35 GB" in said and "0.85 GB more" in said
     assert "On a CPU" in said and "0.7 GB before it loads a model" in said
     # What a GPU takes beside what is measured counts, as it does before Start.
     on_gpu = told("cuda", 9_500_000_000, memory_limit_gb=10)
-    assert "took 10.1 GB" in on_gpu and "On a CPU" not in on_gpu
+    assert "took 10.13 GB" in on_gpu and "On a CPU" not in on_gpu
     assert told("cuda", 9_300_000_000, memory_limit_gb=10) == ""
     assert told("cpu", 500_000_000, memory_limit_gb=0.5) == ""
     assert told("cpu", None, memory_limit_gb=0.5) == told("cpu", 1 << 40) == ""

@@ -12,6 +12,7 @@ from jobs.service import Service
 from jobs.service.datasets import Preflight
 from jobs.service.models import BaseModelView
 from jobs.service.planning import Plan
+from jobs.sizes import bytes_texts
 
 _ALIKE = 1.1  # times the least: runs that took as long as one another
 REASONS = 5  # on the Train page; the dataset's own page lists every row
@@ -60,6 +61,7 @@ def memory_html(plan: Plan) -> str:
     whole = max(needs.total, plan.free_memory) or 1
     parts = _parts(needs)
     there_is = "allowed" if plan.memory_limited else "free"
+    total, there = bytes_texts(needs.total, plan.free_memory)
     bar = "".join(
         f'<i class="part-{name}" style="width:{100 * size / whole:.2f}%" title="{escape(LABELS[name])}: '
         f'{bytes_text(size)}"></i>'
@@ -78,7 +80,7 @@ def memory_html(plan: Plan) -> str:
     kind = {True: "good", False: "bad", None: "info"}[plan.fits]
     return (
         f'<div class="memory"><div class="memory-words"><span class="badge {kind}">{verdict}</span>'
-        f"<span><strong>{bytes_text(needs.total)}</strong> of {bytes_text(plan.free_memory)} {there_is}</span></div>"
+        f"<span><strong>{total}</strong> of {there} {there_is}</span></div>"
         f'<div class="memory-bar">{bar}{limit}</div>'
         f"<details><summary>Where the memory goes</summary><ul>{legend}</ul>"
         f'<p class="hint">Peak, estimated for {escape(plan.device)}. The run measures it.</p></details></div>'
