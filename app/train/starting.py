@@ -52,19 +52,21 @@ class Starting:
                 w.summary: "",
                 **self._fitting.show(fitting, now, done=None),
                 w.words: note_html(" ".join(error.problems)) + self._instead(now),
-                w.start: gr.Button("Start training"),
+                w.start: gr.Button("Start training", variant="primary"),
                 w.marks: "",
                 **self._costs(now, None),
             }
         if not newest():
             return {}
-        label = "Start anyway" if done.fits is False and not done.problems else "Start training"
+        short = done.fits is False and not done.problems
         learns = summary_html(done, model, data.name, w.methods[draft.method].label)
         return {
             w.summary: learns,
             **self._fitting.show(fitting, now, done),
             w.words: words_html(done),
-            w.start: gr.Button(label),
+            w.start: gr.Button(
+                "Start anyway" if short else "Start training", variant="secondary" if short else "primary"
+            ),
             w.marks: marks_html(done.problems, w.titles(draft.method, draft.task)),
             **self._costs(now, self._checks.get(draft)),
         }

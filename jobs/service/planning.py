@@ -20,6 +20,7 @@ from jobs.pace import tokens_seen
 from jobs.presets import preset as find_preset
 from jobs.service.checking import (
     Parts,
+    can_be_fitted,
     does_not_fit,
     notes_together,
     problems_together,
@@ -72,6 +73,7 @@ class Plan(Frozen):
     loop: Choice | None  # which will train it, and why
     estimate: Estimate | None
     fits: bool | None  # None: cannot be said
+    can_be_fitted: bool  # it does not fit, and other settings may
     free_memory: int  # bytes that the run may take
     memory_limited: bool  # because the settings say so; else it is what is free
     device: str  # "NVIDIA H100", "AMD EPYC"
@@ -264,6 +266,9 @@ class Planning:
             loop=loop,
             estimate=needs,
             fits=enough,
+            can_be_fitted=bool(
+                run and needs and not enough and not problems and can_be_fitted(needs, hardware, run.training)
+            ),
             free_memory=may_take,
             memory_limited=may_take < max(0, budget(hardware, TrainingParams())),
             device=hardware.name,
