@@ -12,7 +12,7 @@ from app.components import note_html, progress_html
 from app.drafts import Checks, Settings, Starts, example_prompts, usable_length
 from app.train.fitting import Fitting
 from app.train.marks import marks_html
-from app.train.summary import check_line_html, instead_html, summary_html, words_html
+from app.train.summary import check_line_html, instead_html, state_html, summary_html, words_html
 from app.train.widgets import Widgets
 from jobs.data.columns import Shape
 from jobs.errors import UserError
@@ -50,6 +50,7 @@ class Starting:
                 return {}
             return {
                 w.summary: "",
+                w.state: "",
                 **self._fitting.show(fitting, now, done=None),
                 w.words: note_html(" ".join(error.problems)) + self._instead(now),
                 w.start: gr.Button("Start training", variant="primary"),
@@ -62,6 +63,7 @@ class Starting:
         learns = summary_html(done, model, data.name, w.methods[draft.method].label)
         return {
             w.summary: learns,
+            w.state: state_html(done),
             **self._fitting.show(fitting, now, done),
             w.words: words_html(done),
             w.start: gr.Button(
