@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from app.components import bytes_text, duration_text
 from jobs.errors import UserError
-from jobs.fields import label_of, title_of
+from jobs.fields import label_of, title_of, zero_of
 from jobs.frozen import Frozen
 from jobs.memory.estimate import CUDA_CONTEXT, over_limit
 from jobs.methods import all_methods, method
@@ -207,6 +207,8 @@ def _value_text(value: Any, field: FieldInfo | None = None) -> str:
     """`field`: where the value is one of a setting's."""
     if field and get_origin(field.annotation) is Literal:
         return label_of(field, value)
+    if field and value == 0 and (meant := zero_of(field)):
+        return meant
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

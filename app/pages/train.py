@@ -96,9 +96,8 @@ def build(service: Service) -> None:
     method_widgets, task_widgets = w.method_forms.components, w.task_forms.components
     settings = [*w.training.components, *method_widgets, *task_widgets]
     gr.on([_touched(widget) for widget in settings], plan, sees, planned, **again)
-    gr.on(
-        [_touched(widget) for widget in method_widgets], told(choosing.layers), w.inputs, [w.layers, w.words], **again
-    )
+    on_layers = [w.layers, *w.method_forms.following, w.words]
+    gr.on([_touched(widget) for widget in method_widgets], told(choosing.layers), w.inputs, on_layers, **again)
     gr.on([_touched(widget) for widget in [*settings, w.name, *w.prompts]], None, w.inputs, None, js=keep)
     rechecks = [_touched(widget) for widget in [w.training["max_length"], *task_widgets]]
     rechecked = gr.on(rechecks, check, w.inputs, seen, **beside)

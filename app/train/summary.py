@@ -40,7 +40,7 @@ def summary_html(plan: Plan, model: BaseModelView, dataset: str, method: str) ->
         took = range_text(*plan.seconds)
         told = "as the runs like it on this machine took; longer while the machine has more other work"
         rows += f'<div title="{told}"><dt>In about</dt><dd><strong>{took}</strong>, longer if busy</dd></div>'
-    steps = f'<p class="hint loop">{escape(plan.steps_note)}</p>' if plan.steps_note else ""
+    steps = f'<p class="hint loop">{escape(plan.steps_note)} See All settings.</p>' if plan.steps_note else ""
     loop = f'<p class="hint loop">{escape(plan.loop.why)}</p>' if plan.loop else ""
     who = f"<strong>{escape(model.name)}</strong> learns <strong>{escape(dataset)}</strong> with {escape(method)}"
     return f'<p class="who-learns">{who}</p><dl class="sums">{rows}</dl>{steps}{loop}{memory_html(plan)}'
