@@ -80,6 +80,11 @@ class Run:
         )
 
 
+def limited(hardware: Hardware, training: TrainingParams) -> bool:
+    """Whether the memory limit that was set binds, and not what is free."""
+    return max(0, budget(hardware, training)) < max(0, budget(hardware, TrainingParams()))
+
+
 class Fitted(Frozen):
     """`training` and `params` are as they were where nothing helps, or nothing has to."""
 
@@ -219,15 +224,14 @@ def _rows_at_once(run: Run, batch: tuple[int, int]) -> Run:
 
 
 def _answer(before: Run, after: Run, hardware: Hardware, needs: Estimate, instead: tuple[str, ...] = ()) -> Fitted:
-    allowed = max(0, budget(hardware, before.training))
     return Fitted(
         training=after.training,
         params=after.params.model_dump(),
         changes=tuple(_sentences(before, after)),
         fits=fits(needs, hardware, after.training),
         needs=needs.total,
-        allowed=allowed,
-        limited=allowed < max(0, budget(hardware, TrainingParams())),
+        allowed=max(0, budget(hardware, before.training)),
+        limited=limited(hardware, before.training),
         instead=instead,
     )
 

@@ -309,6 +309,16 @@ def test_start_lists_every_setting_that_cannot_be(service: Service, base: int, l
     assert len(refused.value.problems) == len(wrong)
 
 
+def test_a_card_tells_a_limit_that_was_set_from_the_memory_there_is(
+    service: Service, base: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = service.planning.methods(base, "chat", training={"memory_limit_gb": 0.1})
+    assert "more than allowed" in methods_html(limited, "lora")
+    here = this_machine().model_copy(update={"memory_free": 100_000_000})
+    monkeypatch.setattr("jobs.service.planning.this_machine", lambda: here)
+    assert "more than there is" in methods_html(service.planning.methods(base, "chat"), "lora")
+
+
 def test_a_chosen_method_stays_in_its_place_while_its_settings_cannot_be(service: Service, base: int) -> None:
     html = methods_html(service.planning.methods(base, "chat"), "bitfit")
     near, more = html.split('<details class="more-methods"')

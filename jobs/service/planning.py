@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from jobs import starter, starter_encoder
 from jobs.errors import UserError
 from jobs.fields import problems_of
-from jobs.fitting import Fitted, Run, fit
+from jobs.fitting import Fitted, Run, fit, limited
 from jobs.frozen import Frozen
 from jobs.hardware import this_machine
 from jobs.loops import Choice, problem
@@ -257,7 +257,7 @@ class Planning:
                 "method_params": run.params.model_dump(),
             }
             seconds = self._paces.seconds(base.id, loop.loop, hardware, draft.method, settings, tokens)
-        may_take = max(0, budget(hardware, training or TrainingParams()))
+        bounds = training or TrainingParams()
         return Plan(
             spec=spec,
             problems=tuple(problems),
@@ -269,8 +269,8 @@ class Planning:
             can_be_fitted=bool(
                 run and needs and not enough and not problems and can_be_fitted(needs, hardware, run.training)
             ),
-            free_memory=may_take,
-            memory_limited=may_take < max(0, budget(hardware, TrainingParams())),
+            free_memory=max(0, budget(hardware, bounds)),
+            memory_limited=limited(hardware, bounds),
             device=hardware.name,
             trainable_parameters=trainable,
             trainable_percent=share(trainable, base.shape) if base and trainable else None,
