@@ -2,7 +2,9 @@
 
 A field's type and limits choose its widget, its title is the label, its description the line under it. Nobody writes
 a form by hand: a new setting appears by being declared. `json_schema_extra={"labels": {value: words}}` on a Literal
-field gives its choices better words; `"advanced": True` puts a field below the others, in a section of its own.
+field gives its choices better words; `"zero": words` says at the label what 0 means; `"advanced": True` puts a field
+below the others, in a section of its own; `"where": {other: values}` shows it, among `Forms`, only where another field
+has one of these values.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from jobs.errors import UserError
-from jobs.fields import extra_of, label_of, limits_of, number_text, problems_of, title_of
+from jobs.fields import extra_of, label_of, limits_of, number_text, problems_of, title_of, zero_of
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -143,10 +145,29 @@ class Forms:
         for field, key in slots.items():
             declared = self._kinds[str(name)].model_fields[field]
             value = settings.get(field, declared.get_default(call_default_factory=True))
-            shows[self._widgets[key]] = gr.update(visible=True, value=shown(declared, value))
+            applies = self._applies(str(name), field, settings)
+            shows[self._widgets[key]] = gr.update(visible=applies, value=shown(declared, value))
         if self._advanced:
             shows[self._advanced] = gr.update(visible=not self._later.isdisjoint(slots.values()))
         return shows
+
+    @property
+    def following(self) -> list[Component]:
+        """What `follow` changes."""
+        return [self._widgets[key] for key, (_, field) in self._fields.items() if "where" in extra_of(field)]
+
+    def follow(self, name: str, settings: Mapping[str, Any]) -> dict[Any, Any]:
+        """One model's widgets that are shown for some values of others, as those stand now."""
+        slots = self._slots.get(name, {}).items()
+        mine = {self._widgets[key]: field for field, key in slots if "where" in extra_of(self._fields[key][1])}
+        return {widget: gr.update(visible=self._applies(name, field, settings)) for widget, field in mine.items()}
+
+    def _applies(self, name: str, field: str, settings: Mapping[str, Any]) -> bool:
+        fields = self._kinds[name].model_fields
+        return all(
+            settings.get(other, fields[other].get_default(call_default_factory=True)) in values
+            for other, values in extra_of(fields[field]).get("where", {}).items()
+        )
 
     def _place(self, name: str) -> None:
         """Give each field of a model its widget; a new one stands behind the model's field before it."""
@@ -181,7 +202,7 @@ def widget(name: str, field: FieldInfo, visible: bool = True) -> Component:
     kind, limits = field.annotation, limits_of(field)
     value = shown(field, field.get_default(call_default_factory=True))
     words: dict[str, Any] = {
-        "label": title_of(name, field),
+        "label": f"{title_of(name, field)} (0: {zero_of(field)})" if zero_of(field) else title_of(name, field),
         "info": field.description,
         "value": value,
         "interactive": True,

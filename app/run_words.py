@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from app.components import bytes_text, duration_text
 from jobs.errors import UserError
-from jobs.fields import label_of, title_of
+from jobs.fields import label_of, title_of, zero_of
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
 from jobs.memory.estimate import CUDA_CONTEXT, PROCESS, least_on_cpu, over_limit
@@ -17,6 +17,7 @@ from jobs.methods import all_methods, method
 from jobs.service import Service
 from jobs.service.checking import NOT_LESS
 from jobs.service.runs import RunView
+from jobs.sizes import bytes_texts
 from jobs.spec import TrainingParams
 from jobs.tasks import task
 
@@ -127,7 +128,7 @@ def facts(run: RunView) -> Pairs:
     if run.hardware:
         found.append(("Hardware", _hardware_text(run.hardware)))
     if run.predicted_memory:
-        found.append(("Predicted peak memory", bytes_text(run.predicted_memory)))
+        found.append(("Predicted peak memory", bytes_texts(run.predicted_memory, run.peak_memory or 0)[0]))
     if run.peak_memory and run.state.ended:
         found.append(("Measured peak memory", measured_text(run.peak_memory, run.predicted_memory)))
     if run.packages:
@@ -142,7 +143,7 @@ def measured_text(measured: int, predicted: int | None) -> str:
         return bytes_text(measured)
     off = round(100 * (measured / predicted - 1))
     said = "as predicted" if off == 0 else f"{abs(off)} % {'more' if off > 0 else 'less'} than predicted"
-    return f"{bytes_text(measured)}, {said}"
+    return f"{bytes_texts(measured, predicted)[0]}, {said}"
 
 
 def over_limit_text(service: Service, run: RunView) -> str:
@@ -152,6 +153,7 @@ def over_limit_text(service: Service, run: RunView) -> str:
     limit = int(run.spec.training.memory_limit_gb * 1e9)
     if over <= _HARDLY * limit:
         return ""
+    allowed, taken, more = bytes_texts(limit, limit + over, over)
     context = CUDA_CONTEXT if device == "cuda" else 0
     beside = f", with the {bytes_text(CUDA_CONTEXT)} that the GPU's own programs take" if context else ""
     predicted = run.predicted_memory + context if run.predicted_memory else None
@@ -165,8 +167,8 @@ def over_limit_text(service: Service, run: RunView) -> str:
     else:
         why = "Where no way fits a limit, a run takes the most saving one and goes on."
     return (
-        f"This run went over its memory limit: you set {bytes_text(limit)}, and it took {bytes_text(limit + over)} at "
-        f"its peak{beside}, {bytes_text(over)} more. {why}"
+        f"This run went over its memory limit: you set {allowed}, and it took {taken} at its peak{beside}, "
+        f"{more} more. {why}"
     )
 
 
@@ -229,6 +231,8 @@ def _value_text(value: Any, field: FieldInfo | None = None) -> str:
     """`field`: where the value is one of a setting's."""
     if field and get_origin(field.annotation) is Literal:
         return label_of(field, value)
+    if field and value == 0 and (meant := zero_of(field)):
+        return meant
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

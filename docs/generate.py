@@ -15,7 +15,7 @@ from docs import measured
 from docs.plots import memory_plot
 from docs.shapes import shapes
 from docs.tables import row
-from jobs.fields import limits_of, number_text, title_of
+from jobs.fields import limits_of, number_text, title_of, zero_of
 from jobs.hardware import Hardware
 from jobs.loops import FAMILIES, FUSED
 from jobs.methods import all_methods
@@ -206,7 +206,8 @@ def _settings(chosen: Method | Task) -> Iterator[str]:
     yield row(["---"] * 4)
     for name, field in fields.items():
         default = field.get_default(call_default_factory=True)
-        yield row([title_of(name, field), _value(default), _allowed(field), field.description or ""])
+        zero = f" 0: {zero_of(field)}." if zero_of(field) else ""
+        yield row([title_of(name, field), _value(default), _allowed(field), f"{field.description or ''}{zero}"])
 
 
 def _value(value: Any) -> str:

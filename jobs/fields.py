@@ -29,6 +29,11 @@ def label_of(field: FieldInfo, value: Any) -> str:
     return text.upper() if len(text) <= 3 else text[:1].upper() + text[1:]
 
 
+def zero_of(field: FieldInfo) -> str:
+    """What 0 means, where it is no amount: "off", "no limit"."""
+    return str(extra_of(field).get("zero", ""))
+
+
 def limits_of(field: FieldInfo) -> dict[str, Any]:
     """A field's limits by pydantic's names: ge, gt, le, lt, max_length; those it has."""
     found: dict[str, Any] = {}

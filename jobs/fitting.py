@@ -10,6 +10,7 @@ nothing, and estimates with jobs.memory.estimate alone.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
 from jobs.loops import Choice, choose, problem
-from jobs.memory.estimate import Estimate, Planner, fits
+from jobs.memory.estimate import Estimate, Planner, budget, fits
 from jobs.memory.kept import Lengths
 from jobs.memory.plan import MemoryPlan
 from jobs.methods.base import Method
@@ -79,6 +80,11 @@ class Run:
         )
 
 
+def limited(hardware: Hardware, training: TrainingParams) -> bool:
+    """Whether the memory limit that was set binds, and not what is free."""
+    return max(0, budget(hardware, training)) < max(0, budget(hardware, TrainingParams()))
+
+
 class Fitted(Frozen):
     """`training` and `params` are as they were where nothing helps, or nothing has to."""
 
@@ -86,7 +92,10 @@ class Fitted(Frozen):
     params: dict[str, Any]
     changes: tuple[str, ...]  # what was changed and what that costs, a sentence each
     fits: bool
-    needs: int  # bytes at the peak, of these settings; of the most saving ones where none fit
+    needs: int  # bytes at the peak, of these settings; of the most saving ones tried where none fit
+    allowed: int  # bytes that it may take
+    limited: bool  # by the memory limit that was set, and not by what is free
+    instead: tuple[str, ...] = ()  # where none fit: what would, set by the person, for the next try; one is enough
 
 
 def fit(run: Run, hardware: Hardware) -> Fitted:
@@ -94,7 +103,7 @@ def fit(run: Run, hardware: Hardware) -> Fitted:
     kinds together do not do."""
     if fits(needs := run.needs(hardware), hardware, run.training):
         return _answer(run, run, hardware, needs)
-    least = needs
+    least = (needs, run)
     ranks, lengths, weights = _ranks(run), _lengths(run), _weights(run, hardware)
     moments, recomputes = _moments(run, hardware, needs), _recomputes(run)
     for rank, length, weight, moment, recompute in itertools.product(ranks, lengths, weights, moments, recomputes):
@@ -106,7 +115,7 @@ def fit(run: Run, hardware: Hardware) -> Fitted:
             found = _rows_at_once(changed, batch)
             planner = found.planner(hardware)
             plan, needs = planner.planned()
-            least = min(least, needs, key=lambda each: each.total)
+            least = min(least, (needs, found), key=lambda each: each[0].total)
             if fits(needs, hardware, run.training):
                 fitting.append((planner.cost(plan), found, needs))
         if fitting:
@@ -114,7 +123,27 @@ def fit(run: Run, hardware: Hardware) -> Fitted:
             packed = run.choice(hardware).loop == "packed"
             _, found, needs = fitting[0] if packed else min(fitting, key=lambda each: each[0])
             return _answer(run, found, hardware, needs)
-    return _answer(run, run, hardware, least)
+    return _answer(run, run, hardware, least[0], tuple(_instead(least[1], hardware)))
+
+
+def _instead(saving: Run, hardware: Hardware) -> Iterator[str]:
+    """What is left to the person, for it costs speed or rows, or is theirs to say; each fits with the most saving of
+    all else."""
+    now = saving.training
+    kept_free = hardware.memory_free - budget(hardware, TrainingParams())
+    limit = math.ceil((saving.needs(hardware).total + kept_free) / 1e8) / 10
+    if now.memory_limit_gb and limit * 1e9 <= hardware.memory_free:
+        yield f"Memory limit at {limit:g} GB or more"
+
+    def enough(**settings: Any) -> bool:
+        changed = replace(saving, training=now.model_copy(update=settings))
+        return fits(changed.needs(hardware), hardware, changed.training)
+
+    if not now.narrow_moments and enough(optimizer="adamw-8bit"):
+        yield f"Optimizer at AdamW, 8-bit{', which is slow on a CPU' if hardware.device == 'cpu' else ''}"
+    lengths = [now.max_length >> times for times in range(1, now.max_length.bit_length())]
+    if length := next((each for each in lengths if each >= _SHORTEST and enough(max_length=each)), 0):
+        yield f"Maximum length at {length:,}, where longer rows lose their end"
 
 
 def _batches(training: TrainingParams) -> Iterator[tuple[int, int]]:
@@ -194,13 +223,16 @@ def _rows_at_once(run: Run, batch: tuple[int, int]) -> Run:
     return replace(run, training=run.training.model_copy(update={"batch_size": size, "gradient_accumulation": times}))
 
 
-def _answer(before: Run, after: Run, hardware: Hardware, needs: Estimate) -> Fitted:
+def _answer(before: Run, after: Run, hardware: Hardware, needs: Estimate, instead: tuple[str, ...] = ()) -> Fitted:
     return Fitted(
         training=after.training,
         params=after.params.model_dump(),
         changes=tuple(_sentences(before, after)),
         fits=fits(needs, hardware, after.training),
         needs=needs.total,
+        allowed=max(0, budget(hardware, before.training)),
+        limited=limited(hardware, before.training),
+        instead=instead,
     )
 
 

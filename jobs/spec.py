@@ -38,16 +38,16 @@ class TrainingParams(Frozen):
         ge=0,
         le=1_000_000,
         title="Most steps",
-        description="Ends the run after this many steps; 0 leaves it to the epochs.",
+        description="Ends the run after this many steps.",
+        json_schema_extra={"zero": "by the epochs"},
     )
     min_steps: int = Field(
         0,
         ge=0,
         le=1_000_000,
         title="Least steps",
-        description="A small dataset is seen more often than the epochs say, until it has so many steps; 0 leaves it "
-        "to the epochs.",
-        json_schema_extra={"advanced": True},
+        description="A small dataset is seen more often than the epochs say, until it has so many steps.",
+        json_schema_extra={"zero": "by the epochs"},
     )
     batch_size: int = Field(
         4, ge=1, le=256, title="Micro-batch", description="Rows computed at once. Memory grows with it."
@@ -86,14 +86,16 @@ class TrainingParams(Frozen):
         ge=0,
         le=100,
         title="Gradient clipping",
-        description="Longest gradient that one step may use; 0 turns clipping off.",
+        description="Longest gradient that one step may use.",
+        json_schema_extra={"zero": "off"},
     )
     validation_percent: float = Field(
         10,
         ge=0,
         le=50,
         title="Validation split (%)",
-        description="Share of the rows kept aside to see whether the model learns or only memorises; 0 turns it off.",
+        description="Share of the rows kept aside to see whether the model learns or only memorises.",
+        json_schema_extra={"zero": "off"},
     )
     max_validation_rows: int = Field(
         2_000,
@@ -101,8 +103,8 @@ class TrainingParams(Frozen):
         le=1_000_000,
         title="Most validation rows",
         description="However many the share is, no more rows are kept aside: the rest is trained on. Each evaluation "
-        "reads them all. 0 sets no limit.",
-        json_schema_extra={"advanced": True},
+        "reads them all.",
+        json_schema_extra={"zero": "no limit", "advanced": True},
     )
     stratified: bool = Field(
         True,
@@ -115,7 +117,8 @@ class TrainingParams(Frozen):
         ge=0,
         le=100,
         title="Early stop after",
-        description="Ends the run when the validation loss has not fallen for this many evaluations; 0 turns it off.",
+        description="Ends the run when the validation loss has not fallen for this many evaluations.",
+        json_schema_extra={"zero": "off"},
     )
     evaluations: int = Field(
         4,
@@ -136,9 +139,8 @@ class TrainingParams(Frozen):
         ge=0,
         le=10_000,
         title="Memory limit (GB)",
-        description="The run arranges itself within this much memory, so that something else can use the rest; 0 lets "
-        "it take all that is free.",
-        json_schema_extra={"advanced": True},
+        description="The run arranges itself within this much memory, so that something else can use the rest.",
+        json_schema_extra={"zero": "all that is free", "advanced": True},
     )
     loop: Literal["auto", "plain"] = Field(
         "auto",

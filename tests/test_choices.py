@@ -309,6 +309,16 @@ def test_start_lists_every_setting_that_cannot_be(service: Service, base: int, l
     assert len(refused.value.problems) == len(wrong)
 
 
+def test_a_card_tells_a_limit_that_was_set_from_the_memory_there_is(
+    service: Service, base: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = service.planning.methods(base, "chat", training={"memory_limit_gb": 0.1})
+    assert "more than allowed" in methods_html(limited, "lora")
+    here = this_machine().model_copy(update={"memory_free": 100_000_000})
+    monkeypatch.setattr("jobs.service.planning.this_machine", lambda: here)
+    assert "more than there is" in methods_html(service.planning.methods(base, "chat"), "lora")
+
+
 def test_a_chosen_method_stays_in_its_place_while_its_settings_cannot_be(service: Service, base: int) -> None:
     html = methods_html(service.planning.methods(base, "chat"), "bitfit")
     near, more = html.split('<details class="more-methods"')
@@ -363,6 +373,6 @@ def test_another_press_on_fit_it_for_me_keeps_what_was_changed_and_its_undo(
     assert more.startswith(words.removesuffix("</ul></div>")) and more.count("<li>") == 2 and can_undo
     free(1 << 20)
     again = press(starting.fit, again)
-    assert page(again)[0].count("<li>") == 2 and "No setting makes this fit" in page(again)[0] and page(again)[1]
+    assert page(again)[0].count("<li>") == 2 and "is enough" in page(again)[0] and page(again)[1]
     assert press(starting.undo, again) == ""
     assert (at[size], at[recompute]) == (first[size], first[recompute])

@@ -73,6 +73,7 @@ def test_turns_in_disorder_name_the_mend_that_helps(tmp_path: Path) -> None:
         "drop_empty_turns": (1, (4,)),
         "drop_bad": (1, (5,)),
     }
+    assert findings["bad rows: drop_bad"].words.startswith("1 of the 6 rows that cannot be used"), "not of all rows"
     mends = sorted((each.mend for each in findings.values() if each.mend), key=lambda ref: mend(ref)[0].order)
     assert not any(name.startswith("bad") for name in found(tmp_path, CHAT, list(rows), *mends))
 
@@ -200,6 +201,7 @@ def test_answers_that_teach_nothing_are_bad_rows_that_a_mend_leaves_out(tmp_path
     rows = [{name: each[name] for name in row} for each in rows]
     findings = found(tmp_path, mapping, list(rows))
     assert findings["bad rows: drop_bad"].rows == (1,)
+    assert findings["bad rows: drop_bad"].words == "1 row cannot be used; below is why."
     assert "bad rows: drop_bad" not in found(tmp_path, mapping, list(rows), MendRef(name="drop_bad"))
 
 

@@ -254,3 +254,21 @@ def test_8_bit_floats_are_set_only_where_the_page_takes_them() -> None:
     for name in ("kto", "dpo"):
         before = Run(**{**vars(run("8b")), "task": task(name)})
         assert fit(before, hardware).params["base_weights"] != "fp8"
+
+
+def test_what_nothing_makes_fit_says_what_a_person_may_set_and_that_then_fits() -> None:
+    before = run("135m", "full", memory_limit_gb=3, max_length=1_024)
+    least = min(each.needs(cpu(60)).total for each in (*as_saving_as_can_be(before), before))
+    tight = replace(before, training=before.training.model_copy(update={"memory_limit_gb": least * 0.97e-9}))
+    found = fit(tight, cpu(60))
+    assert not found.fits and found.limited and found.allowed < found.needs
+    assert len(found.instead) == 3
+    said = dict(each.split(" at ", 1) for each in found.instead)
+    limit = float(said["Memory limit"].split(" GB")[0])
+    length = int(said["Maximum length"].split(",")[0])
+    for settings in ({"memory_limit_gb": limit}, {"optimizer": "adamw-8bit"}, {"max_length": length}):
+        mended = replace(tight, training=tight.training.model_copy(update=settings))
+        assert fit(mended, cpu(60)).fits, settings
+    free = fit(replace(tight, training=before.training.model_copy(update={"memory_limit_gb": 0})), cpu(least * 0.97e-9))
+    assert not free.fits and not free.limited and not any("Memory limit" in each for each in free.instead)
+    assert fit(run("8b"), cpu(1)).instead == ()

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from app.forms import Form, Forms, widget
 from jobs.errors import UserError
+from jobs.fields import extra_of, zero_of
 from jobs.inference.sampling import Sampling
 from jobs.methods import all_methods
 from jobs.spec import TrainingParams
@@ -35,7 +36,8 @@ def test_every_setting_has_a_widget_with_its_title_and_help(kind: type[BaseModel
     form = Form(kind)
     assert set(form.names) == set(kind.model_fields)
     for name, component in zip(form.names, form.components, strict=True):
-        assert component.label == kind.model_fields[name].title
+        field = kind.model_fields[name]
+        assert component.label == (f"{field.title} (0: {zero_of(field)})" if zero_of(field) else field.title)
         assert component.info == kind.model_fields[name].description  # type: ignore[attr-defined]
         assert component.label
         assert component.info  # type: ignore[attr-defined]
@@ -131,7 +133,36 @@ def test_one_model_of_several_is_shown_and_read_back_whole(name: str) -> None:
     kind = METHODS[name]
     shown = forms.show(name, {})
     visible = [component for component in forms.components if shown[component]["visible"]]
-    assert len(visible) == len(kind.model_fields)
+    for_others = sum("where" in extra_of(field) for field in kind.model_fields.values())
+    assert len(kind.model_fields) - for_others <= len(visible) <= len(kind.model_fields)
     brought = [shown[component].get("value", component.value) for component in forms.components]
     assert kind(**forms.values(name, brought)) == kind()
     assert not any(change["visible"] for change in forms.show(None, {}).values())
+
+
+def test_a_setting_that_another_gives_its_meaning_is_shown_with_it_alone() -> None:
+    forms = Forms(METHODS)
+
+    def seen(name: str, **settings: Any) -> set[str]:
+        shown, follows = forms.show(name, settings), forms.follow(name, settings)
+        assert set(follows) <= set(forms.following)
+        assert all(shown[component]["visible"] == change["visible"] for component, change in follows.items())
+        return {str(component.label) for component in forms.components if shown[component]["visible"]}
+
+    usual = seen("lora")
+    assert {"Base weights", "Depth"} <= usual
+    assert not {"Double quantization", "How many layers", "Layer names"} & usual
+    assert seen("lora", base_weights="4-bit") - usual == {"Double quantization"}
+    assert seen("lora", base_weights="8-bit") == usual
+    assert seen("lora", depth="last") - usual == {"How many layers"}
+    assert seen("lora", targets="names") - usual == {"Layer names"}
+    assert "Double quantization" in seen("qlora"), "its base always has 4 bits"
+
+
+def test_what_zero_means_stands_at_every_limit_that_it_lifts() -> None:
+    labels = {component.label for component in Form(TrainingParams).components}
+    assert {
+        "Memory limit (GB) (0: all that is free)",
+        "Early stop after (0: off)",
+        "Most steps (0: by the epochs)",
+    } <= labels

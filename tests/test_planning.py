@@ -373,8 +373,10 @@ def test_a_memory_limit_is_what_the_run_may_take(service: Service, draft: Draft)
     most = service.planning.plan(wide).estimate
     assert most
     near = (most.total - (10 << 20)) / 1e9
-    (note,) = service.planning.plan(changed(wide, memory_limit_gb=near)).warnings
-    assert "Fit it for me" in note and "before it loads a model" not in note
+    almost = service.planning.plan(changed(wide, memory_limit_gb=near))
+    assert almost.can_be_fitted and not limited.can_be_fitted and not free.can_be_fitted
+    (note,) = almost.warnings
+    assert "With these settings" in note and "before it loads a model" not in note
     beyond = service.planning.plan(changed(draft, memory_limit_gb=9_000))
     assert not beyond.memory_limited and beyond.free_memory > 100_000_000
 

@@ -72,10 +72,10 @@ def over(engine: Engine, runs: Runs, home: Home) -> Callable[..., str]:
 
 def test_a_memory_limit_that_was_not_kept_is_told_with_by_how_much(over: Callable[..., str]) -> None:
     said = over("cpu", 1_350_000_000, 0.5)
-    assert "you set 500 MB" in said and "took 1.4 GB" in said and "850 MB more" in said
+    assert "you set 0.50 GB" in said and "took 1.35 GB" in said and "0.85 GB more" in said
     # What a GPU takes beside what is measured counts, as it does before Start.
     on_gpu = over("cuda", 9_500_000_000, 10)
-    assert "took 10.1 GB" in on_gpu and "On a CPU" not in on_gpu
+    assert "took 10.13 GB" in on_gpu and "On a CPU" not in on_gpu
     assert over("cuda", 9_300_000_000, 10) == ""
     assert over("cpu", 500_000_000, 0.5) == ""
     assert over("cpu", 504_000_000, 0.5) == "", "by less than a hundredth"

@@ -33,6 +33,10 @@ KEEP = """(...values) => {
   history.replaceState({...history.state, train: {version: '@version', values}}, '', address);
 }"""
 KEPT = "() => [history.state?.train ? JSON.stringify(history.state.train) : '']"
+SHOW_FITTED = """() => requestAnimationFrame(() => {
+  const said = document.querySelector('.undo-fit') || document.querySelector('.train-summary .note');
+  said?.scrollIntoView({block: 'nearest', behavior: 'smooth'});
+})"""
 OPEN_RUN = """(run) => {
   if (run) { window.location.assign('run?id=' + run); return; }
   const problem = document.querySelector('.train-summary .note.bad');
@@ -52,18 +56,19 @@ def build(service: Service) -> None:
     # runs once more afterwards, a check runs beside the one before it, which then ends.
     again: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
     beside: dict[str, Any] = {**quiet, "trigger_mode": "multiple"}
-    planned = [w.summary, w.fit, w.fitted, w.undo, w.words, w.start, w.marks, w.cards]
+    planned = [w.summary, w.state, w.fit, w.fitted, w.undo, w.words, w.start, w.marks, w.cards]
     sees = [w.fitting, *w.inputs]
     seen = [w.checked, w.training_rows, w.suggested]
     keep, keep_address = (KEEP.replace("@version", w.version).replace("@address", said) for said in ("false", "true"))
 
-    def follow(event: Any, *, data_too: bool) -> None:
-        """After a choice: the summary at once, and once more when the data has been checked."""
-        event.then(plan, sees, planned, **again)
+    def follow(event: Any, *, data_too: bool) -> Any:
+        """After a choice: the summary at once, and once more when the data has been checked. The first's event."""
+        seen_first = event.then(plan, sees, planned, **again)
         if data_too:
             checked = event.then(check, w.inputs, seen, **beside)
             checked.then(**w.fill)
             checked.then(plan, sees, planned, **again)
+        return seen_first
 
     def choice(event: Any, callback: Any, outputs: list[Any], *, data_too: bool, more: tuple[Any, ...] = ()) -> None:
         made = event(told(callback), [*w.choices, *more], [*outputs, w.words], **again)
@@ -91,9 +96,8 @@ def build(service: Service) -> None:
     method_widgets, task_widgets = w.method_forms.components, w.task_forms.components
     settings = [*w.training.components, *method_widgets, *task_widgets]
     gr.on([_touched(widget) for widget in settings], plan, sees, planned, **again)
-    gr.on(
-        [_touched(widget) for widget in method_widgets], told(choosing.layers), w.inputs, [w.layers, w.words], **again
-    )
+    on_layers = [w.layers, *w.method_forms.following, w.words]
+    gr.on([_touched(widget) for widget in method_widgets], told(choosing.layers), w.inputs, on_layers, **again)
     gr.on([_touched(widget) for widget in [*settings, w.name, *w.prompts]], None, w.inputs, None, js=keep)
     rechecks = [_touched(widget) for widget in [w.training["max_length"], *task_widgets]]
     rechecked = gr.on(rechecks, check, w.inputs, seen, **beside)
@@ -101,7 +105,7 @@ def build(service: Service) -> None:
     rechecked.then(plan, sees, planned, **again)
     on_fit = [*w.training.components, *w.method_forms.outputs, w.fitting, w.words]
     for button, change in ((w.fit, starting.fit), (w.undo, starting.undo)):
-        follow(button.click(told(change), sees, on_fit, **again), data_too=True)
+        follow(button.click(told(change), sees, on_fit, **again), data_too=True).then(None, js=SHOW_FITTED)
     w.start.click(told(starting.start), w.inputs, [w.words, w.start, w.started], trigger_mode="once", **quiet).then(
         None, w.started, None, js=OPEN_RUN
     )

@@ -13,6 +13,18 @@
     }
     return `${n.toFixed(1)} TB`;
   }
+  /* Sizes held against each other: in the largest one's unit, with decimals enough to differ. As `bytes_texts`. */
+  function sizes(list) {
+    const largest = Math.max(...list.map(Math.abs));
+    const units = [["B", 1], ["kB", 1e3], ["MB", 1e6], ["GB", 1e9], ["TB", 1e12]];
+    const [name, unit] = units.find((each) => largest < 999.5 * each[1]) || units.at(-1);
+    let texts = [];
+    for (let decimals = unit === 1 || largest >= 99.95 * unit ? 0 : 2; decimals < 7; decimals++) {
+      texts = [...list, 0].map((size) => (size / unit).toFixed(decimals));
+      if (new Set(texts).size === new Set([...list, 0]).size) break;
+    }
+    return texts.slice(0, -1).map((text) => `${text} ${name}`);
+  }
   function loss(n) { return n == null ? "–" : Math.abs(n) >= 100 ? n.toFixed(0) : Math.abs(n) >= 10 ? n.toFixed(2) : n.toFixed(3); }
   function rate(n) {
     if (n == null) return "–";
@@ -263,5 +275,5 @@
     return low;
   }
 
-  Graft.drawing = { grouped, bytes, loss, plain, duration, make, Series, RunChart };
+  Graft.drawing = { grouped, sizes, loss, plain, duration, make, Series, RunChart };
 })();

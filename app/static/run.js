@@ -1,7 +1,7 @@
 /* One run's page: a snapshot once, then what happens, over one socket. Text goes in with textContent only. */
 (() => {
   "use strict";
-  const { grouped, bytes, loss, plain, duration, make, Series, RunChart } = Graft.drawing; // chart.js
+  const { grouped, sizes, loss, plain, duration, make, Series, RunChart } = Graft.drawing; // chart.js
 
   class RunPage {
     constructor(element) {
@@ -181,7 +181,9 @@
       put("best", loss(run.best_eval_loss), run.best_step == null ? "validation loss" : `at step ${grouped.format(run.best_step)}`);
       put("speed", plain(this.latest("tokens_per_second")), "tokens a second");
       const against = [["predicted", run.predicted_memory], ["limit", run.memory_limit]].filter(([, size]) => size);
-      put("memory", bytes(run.peak_memory ?? this.latest("memory")), against.map(([what, size]) => `${what} ${bytes(size)}`).join(", ") || "measured");
+      const peak = run.peak_memory ?? this.latest("memory");
+      const texts = sizes([peak ?? 0, ...against.map(([, size]) => size)]);
+      put("memory", peak == null ? "–" : texts[0], against.map(([what], at) => `${what} ${texts[at + 1]}`).join(", ") || "measured");
     }
 
     tick() { if (!this.run.ended) this.numbers(); }

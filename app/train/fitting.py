@@ -14,13 +14,16 @@ import gradio as gr
 from pydantic import ValidationError
 
 from app.callbacks import Shown
-from app.components import bytes_text, escape, note_html
+from app.components import escape, note_html
 from app.drafts import Checks, Settings
 from app.train.widgets import Widgets
 from jobs.fitting import Fitted
 from jobs.service import Service
 from jobs.service.planning import Plan
+from jobs.sizes import bytes_texts
 from jobs.spec import TrainingParams
+
+_OFFER = "Fit it for me changes first what costs no quality. A smaller base model needs less, too."
 
 
 class Fitting:
@@ -67,10 +70,11 @@ class Fitting:
         w = self._widgets
         kept = json.loads(fitting or "null")
         as_fitted = bool(kept) and self._as_fitted(kept, now)
-        can = done is not None and done.fits is False and not done.problems
+        can = done is not None and done.can_be_fitted
+        said = _said_html(kept) if as_fitted else f'<p class="hint">{_OFFER}</p>' if can else ""
         return {
-            w.fit: gr.Button(visible=can),
-            w.fitted: _said_html(kept) if as_fitted else "",
+            w.fit: gr.Button(visible=can, variant="secondary" if as_fitted else "primary"),
+            w.fitted: said,
             w.undo: gr.Button(visible=as_fitted and "before" in kept),
         }
 
@@ -94,13 +98,18 @@ class Fitting:
 
 
 def _no_change(found: Fitted) -> str:
+    """Why nothing was changed, and what is left to do."""
     if found.fits:
         return "It fits as it is."
-    limit = "Raise Memory limit, or choose" if found.training.memory_limit_gb else "Choose"
-    return (
-        f"No setting makes this fit: it needs {bytes_text(found.needs)} at the least. {limit} a smaller base model, or "
-        "another method."
+    needs, allowed = bytes_texts(found.needs, found.allowed)
+    said = (
+        f"Nothing that Fit it for me may change is enough: with all of it the run still needs {needs}, and {allowed} "
+        f"are {'allowed' if found.limited else 'free'}. "
     )
+    other = "a smaller base model, or another method."
+    if not found.instead:
+        return f"{said}Choose {other}"
+    return f"{said}What would do, once you have set it and press again: {'; '.join(found.instead)}. Or choose {other}"
 
 
 def _said_html(kept: dict[str, Any]) -> str:

@@ -130,7 +130,8 @@ def _card(choice: MethodChoice, chosen: str) -> str:
 
 def _costs(choice: MethodChoice) -> str:
     share = f" ({percent_text(choice.percent)})" if choice.percent is not None else ""
-    memory = f"{bytes_text(choice.memory)} of memory" + (" – more than there is" if choice.fits is False else "")
+    there_is = "allowed" if choice.limited else "there is"
+    memory = f"{bytes_text(choice.memory)} of memory" + (f" – more than {there_is}" if choice.fits is False else "")
     after = "merges into the base" if choice.merges else "stays beside the base"
     if not choice.slows_answers:
         after += ", answers as fast"

@@ -12,7 +12,7 @@ from app.components import note_html, progress_html
 from app.drafts import Checks, Settings, Starts, example_prompts, usable_length
 from app.train.fitting import Fitting
 from app.train.marks import marks_html
-from app.train.summary import check_line_html, instead_html, summary_html, words_html
+from app.train.summary import check_line_html, instead_html, state_html, summary_html, words_html
 from app.train.widgets import Widgets
 from jobs.data.columns import Shape
 from jobs.errors import UserError
@@ -50,21 +50,25 @@ class Starting:
                 return {}
             return {
                 w.summary: "",
+                w.state: "",
                 **self._fitting.show(fitting, now, done=None),
                 w.words: note_html(" ".join(error.problems)) + self._instead(now),
-                w.start: gr.Button("Start training"),
+                w.start: gr.Button("Start training", variant="primary"),
                 w.marks: "",
                 **self._costs(now, None),
             }
         if not newest():
             return {}
-        label = "Start anyway" if done.fits is False and not done.problems else "Start training"
+        short = done.fits is False and not done.problems
         learns = summary_html(done, model, data.name, w.methods[draft.method].label)
         return {
             w.summary: learns,
+            w.state: state_html(done),
             **self._fitting.show(fitting, now, done),
             w.words: words_html(done),
-            w.start: gr.Button(label),
+            w.start: gr.Button(
+                "Start anyway" if short else "Start training", variant="secondary" if short else "primary"
+            ),
             w.marks: marks_html(done.problems, w.titles(draft.method, draft.task)),
             **self._costs(now, self._checks.get(draft)),
         }

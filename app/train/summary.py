@@ -12,6 +12,7 @@ from jobs.service import Service
 from jobs.service.datasets import Preflight
 from jobs.service.models import BaseModelView
 from jobs.service.planning import Plan
+from jobs.sizes import bytes_texts
 
 _ALIKE = 1.1  # times the least: runs that took as long as one another
 REASONS = 5  # on the Train page; the dataset's own page lists every row
@@ -36,7 +37,7 @@ def summary_html(plan: Plan, model: BaseModelView, dataset: str, method: str) ->
         took = range_text(*plan.seconds)
         told = "as the runs like it on this machine took; longer while the machine has more other work"
         rows += f'<div title="{told}"><dt>In about</dt><dd><strong>{took}</strong>, longer if busy</dd></div>'
-    steps = f'<p class="hint loop">{escape(plan.steps_note)}</p>' if plan.steps_note else ""
+    steps = f'<p class="hint loop">{escape(plan.steps_note)} See All settings.</p>' if plan.steps_note else ""
     loop = f'<p class="hint loop">{escape(plan.loop.why)}</p>' if plan.loop else ""
     who = f"<strong>{escape(model.name)}</strong> learns <strong>{escape(dataset)}</strong> with {escape(method)}"
     return f'<p class="who-learns">{who}</p><dl class="sums">{rows}</dl>{steps}{loop}{memory_html(plan)}'
@@ -56,14 +57,13 @@ def memory_html(plan: Plan) -> str:
         return ""
     whole = max(needs.total, plan.free_memory) or 1
     parts = _parts(needs)
-    there_is = "allowed" if plan.memory_limited else "free"
     bar = "".join(
         f'<i class="part-{name}" style="width:{100 * size / whole:.2f}%" title="{escape(LABELS[name])}: '
         f'{bytes_text(size)}"></i>'
         for name, size in parts
     )
     limit = (
-        f'<b style="left:{100 * plan.free_memory / whole:.2f}%" title="{there_is}"></b>'
+        f'<b style="left:{100 * plan.free_memory / whole:.2f}%" title="{_there_is(plan)}"></b>'
         if needs.total > plan.free_memory
         else ""
     )
@@ -71,19 +71,36 @@ def memory_html(plan: Plan) -> str:
         f'<li><i class="part-{name}"></i>{escape(LABELS[name])}<span>{bytes_text(size)}</span></li>'
         for name, size in parts
     )
-    verdict = {True: "Fits", False: "Does not fit", None: "Cannot be said"}[plan.fits]
-    kind = {True: "good", False: "bad", None: "info"}[plan.fits]
     return (
-        f'<div class="memory"><div class="memory-words"><span class="badge {kind}">{verdict}</span>'
-        f"<span><strong>{bytes_text(needs.total)}</strong> of {bytes_text(plan.free_memory)} {there_is}</span></div>"
-        f'<div class="memory-bar">{bar}{limit}</div>'
+        f'<div class="memory"><div class="memory-bar">{bar}{limit}</div>'
         f"<details><summary>Where the memory goes</summary><ul>{legend}</ul>"
         f'<p class="hint">Peak, estimated for {escape(plan.device)}. The run measures it.</p></details></div>'
     )
 
 
+def state_html(plan: Plan) -> str:
+    """Whether it can start and whether it fits, in one line beside Start."""
+    if plan.problems:
+        things = "1 thing" if len(plan.problems) == 1 else f"{len(plan.problems)} things"
+        return (
+            f'<div class="state"><span class="badge bad">Cannot start</span><span>{things} to mend first</span></div>'
+        )
+    if plan.estimate is None:
+        return ""
+    total, there = bytes_texts(plan.estimate.total, plan.free_memory)
+    verdict, kind = ("Fits", "good") if plan.fits else ("Does not fit", "bad")
+    return (
+        f'<div class="state"><span class="badge {kind}">{verdict}</span>'
+        f"<span><strong>{total.split()[0]}</strong> of {there} {_there_is(plan)}</span></div>"
+    )
+
+
+def _there_is(plan: Plan) -> str:
+    return "allowed" if plan.memory_limited else "free"
+
+
 def words_html(plan: Plan) -> str:
-    """Under Start: what forbids it, what will probably go wrong, then what is worth knowing."""
+    """Above Start: what forbids it, what will probably go wrong, then what is worth knowing."""
     warnings = "".join(note_html(warning, "warn") for warning in plan.warnings)
     notes = "".join(map(note_html, plan.notes))
     said = problems_html(plan.problems) + warnings + notes

@@ -48,12 +48,14 @@ class Widgets:
             with gr.Column(elem_classes="train-summary", min_width=0), card():
                 markup("<h2>What will happen</h2>")
                 self.summary = markup()
-                self.fit = gr.Button("Fit it for me", visible=False, elem_classes="fit")
                 self.fitted = markup()
                 self.undo = gr.Button("Undo", visible=False, size="sm", elem_classes="undo-fit")
-                self.start = gr.Button("Start training", variant="primary", size="lg", elem_classes="start")
                 self.words = markup()
                 self.marks = field_marks()
+                with gr.Column(elem_classes="decide", min_width=0):  # always in sight
+                    self.state = markup()
+                    self.fit = gr.Button("Fit it for me", visible=False, variant="primary", elem_classes="fit")
+                    self.start = gr.Button("Start training", variant="primary", elem_classes="start")
         self.started = gr.Number(visible=False)
         self.fitting = gr.Textbox(visible=False)  # what was fitted last, see app.train.fitting
         self.method = gr.Textbox(next(iter(self.methods)), visible=False)

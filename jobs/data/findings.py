@@ -347,6 +347,7 @@ def _reasons(reasons: Mapping[str, int], bad: list[tuple[int, str]]) -> Iterator
     for reason, count in reasons.items():
         if not reason.startswith(_NOT_THE_DATA):
             by_mend[_MENDED_REASONS.get(reason, "drop_bad")] += count
+    bad_rows = sum(reasons.values())
     for name, count in by_mend.items():
         rows = tuple(
             number
@@ -356,6 +357,9 @@ def _reasons(reasons: Mapping[str, int], bad: list[tuple[int, str]]) -> Iterator
         )
         one, many, words = _WORDS[name]
         said = f"{_rows(count, one, many)} {words}"
+        if name == "drop_bad" and count < bad_rows:
+            them = "it" if count == 1 else "them"
+            said = f"{count:,} of the {bad_rows:,} rows that cannot be used: leaving {them} out helps; below is why."
         yield Finding(
             kind="bad rows", severity="bad", words=said, count=count, rows=rows[:ROWS_LISTED], mend=MendRef(name=name)
         )

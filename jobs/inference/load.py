@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from jobs.errors import UserError
 from jobs.hardware import Hardware, processor, this_machine, usable_cores
+from jobs.sizes import bytes_texts
 
 _ROOM = 1.15  # weights, and some for the cache and what is computed
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers")
@@ -86,19 +87,21 @@ def _form(parameters: int, machine: Hardware, device: torch.device, name: str) -
         dtype = torch.bfloat16 if machine.bf16 else torch.float32
         needed = parameters * dtype.itemsize * _ROOM
         if needed > machine.memory_free:
+            needs, there = bytes_texts(needed, machine.memory_free)
             raise UserError(
-                f"{name} needs about {needed / 1e9:.1f} GB of memory here, but {machine.memory_free / 1e9:.1f} GB are "
-                "free. Choose a smaller model, or end what else uses the memory."
+                f"{name} needs about {needs} of memory here, but {there} are free. Choose a smaller model, or end what "
+                "else uses the memory."
             )
         return dtype, None
     dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     free, _ = torch.cuda.mem_get_info()
     if parameters * dtype.itemsize * _ROOM <= free:
         return dtype, None
-    if parameters * 0.6 * _ROOM > free:  # 4 bits, their scales, and embeddings in full precision
+    if (needed := parameters * 0.6 * _ROOM) > free:  # 4 bits, their scales, and embeddings in full precision
+        needs, there = bytes_texts(needed, free)
         raise UserError(
-            f"{name} needs about {parameters * 0.6 * _ROOM / 1e9:.1f} GB on the GPU even in 4 bits, but "
-            f"{free / 1e9:.1f} GB are free on {machine.name}. Wait for a run to end, or choose a smaller model."
+            f"{name} needs about {needs} on the GPU even in 4 bits, but {there} are free on {machine.name}. Wait for a "
+            "run to end, or choose a smaller model."
         )
     return dtype, "nf4"
 

@@ -44,8 +44,8 @@ class BaseWeights(Frozen):
     double_quantization: bool = Field(
         True,
         title="Double quantization",
-        description="For 4-bit: compresses the scales too. Saves about 0.4 bits a parameter at no visible cost.",
-        json_schema_extra={"advanced": True},
+        description="Compresses the 4-bit scales too: saves about 0.4 bits a parameter at no visible cost.",
+        json_schema_extra={"advanced": True, "where": {"base_weights": ["4-bit"]}},
     )
 
 

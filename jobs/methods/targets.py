@@ -74,12 +74,12 @@ class TargetParams(Frozen):
         max_length=1_000,
         title="Layer names",
         description="For Layers by name: q_proj, down_proj, ... The model's own names, separated by commas.",
-        json_schema_extra={"advanced": True},
+        json_schema_extra={"advanced": True, "where": {"targets": ["names"]}},
     )
     depth: Depth = Field(
         "all",
         title="Depth",
-        description="The last layers decide the answer, the first ones read the words.",
+        description="How deep in the model: the first layers read the words, the last ones decide the answer.",
         json_schema_extra={
             "advanced": True,
             "labels": {"all": "All layers", "first": "First layers", "last": "Last layers"},
@@ -90,8 +90,8 @@ class TargetParams(Frozen):
         ge=1,
         le=1_000,
         title="How many layers",
-        description="For the first or last layers: how many of them.",
-        json_schema_extra={"advanced": True},
+        description="So many of the first, or last, layers.",
+        json_schema_extra={"advanced": True, "where": {"depth": ["first", "last"]}},
     )
 
 

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from jobs.errors import UserError
 from jobs.modules import bottleneck, whole
 from jobs.modules.config import MODEL, TENSORS, Kind, TunedConfig
+from jobs.sizes import bytes_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,9 +68,10 @@ class Resident:
         on_gpu = self.model.device.type == "cuda"
         free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
         if needed > free:
+            needs, there = bytes_texts(needed, free)
             raise UserError(
-                f"A fully fine-tuned model is as large as its base: it needs {needed / 1e9:.1f} GB beside "
-                f"{self.name}, and {free / 1e9:.1f} GB are free. Wait for a run to end, or choose an adapter."
+                f"A fully fine-tuned model is as large as its base: it needs {needs} beside "
+                f"{self.name}, and {there} are free. Wait for a run to end, or choose an adapter."
             )
         return whole.read(type(self.model), folder / MODEL, self.dtype)
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from jobs.data.columns import Mapping
 from jobs.hardware import Hardware
-from jobs.memory.estimate import PROCESS, Estimate, budget
+from jobs.memory.estimate import CUDA_CONTEXT, PROCESS, Estimate, budget
 from jobs.methods.base import Method
 from jobs.service.choices import task_problem
 from jobs.service.datasets import DatasetView, Preflight
 from jobs.service.models import BaseModelView
+from jobs.sizes import bytes_texts
 from jobs.spec import TrainingParams
 from jobs.tasks import task_for
 from jobs.tasks.base import Task
@@ -180,19 +181,25 @@ def why_not_epochs(training: TrainingParams, train_rows: int) -> str:
     return f"Most steps is {training.max_steps:,}: {epochs} changes nothing." if steps < by_epochs else ""
 
 
+def can_be_fitted(needs: Estimate, hardware: Hardware, training: TrainingParams) -> bool:
+    """Whether other settings (jobs.fitting) may do; on a CPU none needs less than the program and the base model."""
+    return hardware.device != "cpu" or PROCESS + needs.base <= budget(hardware, training)
+
+
 def does_not_fit(needs: Estimate, hardware: Hardware, training: TrainingParams) -> str:
-    """How much is missing, and what would help."""
-    most = max(0, budget(hardware, training))
-    fit = "Press Fit it for me, which changes first what costs no quality, or choose a smaller base model."
-    if most >= budget(hardware, TrainingParams()):
-        return (
-            f"This needs about {needs.total / 1e9:,.1f} GB of memory, and {most / 1e9:,.1f} GB are free on "
-            f"{hardware.name}: it will probably run out of memory. {fit}"
+    """How much is missing, and what then happens; where no other settings would do, what does."""
+    most, free = (max(0, budget(hardware, each)) for each in (training, TrainingParams()))
+    total, there = bytes_texts(needs.total, most)
+    said = f"With these settings the run needs at least {total} of memory, and "
+    if most >= free:
+        said += f"{there} are free on {hardware.name}: it will probably run out of memory."
+    else:
+        beside = f", of which the GPU's own programs take {CUDA_CONTEXT / 1e9:.2f}" if hardware.device == "cuda" else ""
+        said += (
+            f"you set Memory limit to {training.memory_limit_gb:g} GB{beside}. Started anyway, it goes over the limit."
         )
-    said = (
-        f"This needs about {needs.total / 1e9:,.1f} GB of memory even where it saves the most, and you set Memory "
-        f"limit to {training.memory_limit_gb:g} GB. Started anyway, it goes over the limit. "
-    )
-    if hardware.device == "cpu" and PROCESS + needs.base > most:
-        return f"{said}{NOT_LESS} Raise the limit, or set it to 0: then the run takes what is free."
-    return f"{said}Raise it, or let the run need less. {fit}"
+    if can_be_fitted(needs, hardware, training):
+        return said
+    if most < free and can_be_fitted(needs, hardware, TrainingParams()):
+        return f"{said} {NOT_LESS} Raise the limit, or set it to 0: then the run takes what is free."
+    return f"{said} The base model and the training program alone need more than that: choose a smaller base model."

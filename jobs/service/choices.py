@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from jobs.data.columns import Mapping
 from jobs.data.templates import USUAL
+from jobs.fitting import limited
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
 from jobs.loops import choose
@@ -50,6 +51,7 @@ class MethodChoice(Frozen):
     percent: float | None  # of all the model's parameters
     memory: int | None  # bytes at the peak
     fits: bool | None
+    limited: bool  # by the memory limit that was set, and not by what is free
     problems: tuple[str, ...]  # why it cannot be chosen here, as a fact; empty where it can
 
 
@@ -175,6 +177,7 @@ def _method_choice(
         percent=share(trainable, shape) if trainable is not None else None,
         memory=memory,
         fits=enough,
+        limited=limited(hardware, training),
         problems=tuple(_as_fact(problem) for problem in problems),
     )
 

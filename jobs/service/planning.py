@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from jobs import starter, starter_encoder
 from jobs.errors import UserError
 from jobs.fields import problems_of
-from jobs.fitting import Fitted, Run, fit
+from jobs.fitting import Fitted, Run, fit, limited
 from jobs.frozen import Frozen
 from jobs.hardware import this_machine
 from jobs.loops import Choice, problem
@@ -20,6 +20,7 @@ from jobs.pace import tokens_seen
 from jobs.presets import preset as find_preset
 from jobs.service.checking import (
     Parts,
+    can_be_fitted,
     does_not_fit,
     notes_together,
     problems_together,
@@ -72,6 +73,7 @@ class Plan(Frozen):
     loop: Choice | None  # which will train it, and why
     estimate: Estimate | None
     fits: bool | None  # None: cannot be said
+    can_be_fitted: bool  # it does not fit, and other settings may
     free_memory: int  # bytes that the run may take
     memory_limited: bool  # because the settings say so; else it is what is free
     device: str  # "NVIDIA H100", "AMD EPYC"
@@ -255,7 +257,7 @@ class Planning:
                 "method_params": run.params.model_dump(),
             }
             seconds = self._paces.seconds(base.id, loop.loop, hardware, draft.method, settings, tokens)
-        may_take = max(0, budget(hardware, training or TrainingParams()))
+        bounds = training or TrainingParams()
         return Plan(
             spec=spec,
             problems=tuple(problems),
@@ -264,8 +266,11 @@ class Planning:
             loop=loop,
             estimate=needs,
             fits=enough,
-            free_memory=may_take,
-            memory_limited=may_take < max(0, budget(hardware, TrainingParams())),
+            can_be_fitted=bool(
+                run and needs and not enough and not problems and can_be_fitted(needs, hardware, run.training)
+            ),
+            free_memory=max(0, budget(hardware, bounds)),
+            memory_limited=limited(hardware, bounds),
             device=hardware.name,
             trainable_parameters=trainable,
             trainable_percent=share(trainable, base.shape) if base and trainable else None,

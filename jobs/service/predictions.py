@@ -17,6 +17,7 @@ from jobs.memory.estimate import compute_bytes
 from jobs.rpc import ChildDied
 from jobs.service.models import AdapterView, BaseModelView, Models
 from jobs.service.playground import Status
+from jobs.sizes import bytes_texts
 from jobs.tasks import Task
 from jobs.tasks import task as find_task
 from jobs.tasks.predictions import Prediction
@@ -197,10 +198,8 @@ class Predictions:
         needs = base.shape.parameters * compute_bytes(hardware) * _ROOM
         if run is None or needs <= hardware.memory_free:
             return None
-        return (
-            f"Waiting for memory, which the run {run} has: {base.name} needs about {needs / 1e9:.1f} GB, "
-            f"{hardware.memory_free / 1e9:.1f} GB are free"
-        )
+        needed, there = bytes_texts(needs, hardware.memory_free)
+        return f"Waiting for memory, which the run {run} has: {base.name} needs about {needed}, {there} are free"
 
     def _loading(self, base: BaseModelView, gone: str | None) -> str:
         """`gone`: the model that left for it."""

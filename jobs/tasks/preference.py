@@ -146,7 +146,8 @@ class DPO(Preference):
             le=10,
             title="Weight of the better answers",
             description="How much learning the better answers themselves counts beside the comparison, as a chat would "
-            "learn them. 0 is plain DPO, which changes the wording slowly.",
+            "learn them. Plain DPO changes the wording slowly.",
+            json_schema_extra={"zero": "plain DPO"},
         )
 
     def prepare(

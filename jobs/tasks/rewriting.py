@@ -42,7 +42,8 @@ class RewriteParams(Frozen):
         le=1_000,
         title="Texts written at each evaluation",
         description="So many validation rows are written out by the model and measured (chrF, BLEU, ROUGE). More make "
-        "the measures surer and each evaluation longer; 0 turns them off.",
+        "the measures surer and each evaluation longer.",
+        json_schema_extra={"zero": "off"},
     )
     longest: int = Field(
         128,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.errors import UserError
+from jobs.sizes import bytes_texts
 
 if TYPE_CHECKING:
     from jobs.spec import BaseModelRef
@@ -67,7 +68,8 @@ def _gpu_use() -> str:
     free, total = torch.cuda.mem_get_info()
     # Our own cache is freed by the time we are asked: the peak says what was in use.
     used = max(total - free, torch.cuda.max_memory_reserved())
-    return f": {used / 1e9:.0f} GB of {total / 1e9:.0f} GB in use"
+    taken, there = bytes_texts(used, total)
+    return f": {taken} of {there} in use"
 
 
 def _disk_full(error: BaseException) -> bool:

@@ -110,5 +110,5 @@ def fits(page: Page) -> None:
 
 def number(page: Page, label: str) -> Locator:
     """The number box with this label; a slider's is named "number input for ..."."""
-    named = page.get_by_label(re.compile(f"^(number input for )?{re.escape(label)}$"))
+    named = page.get_by_label(re.compile(rf"^(number input for )?{re.escape(label)}( \(0: .*\))?$"))
     return named.and_(page.locator("input[type=number]:visible")).first

@@ -46,13 +46,14 @@ def test_a_run_that_does_not_fit_is_fitted_and_taken_back(
     for label, value in (("Micro-batch", "256"), ("Gradient accumulation", "1"), ("Maximum length", "2048")):
         number(page, label).fill(value)
         number(page, label).press("Tab")
-    expect(page.locator(".memory .badge")).to_have_text("Does not fit")
+    expect(page.locator(".state .badge")).to_have_text("Does not fit")
     expect(page.locator(".check-line")).to_contain_text("2,048 tokens")
     expect(fit).to_be_visible()
     look(page, "before")
+    decided_in_sight(page)
     fit.click()
     expect(page.locator(".fitted")).to_contain_text("still 256 rows a step")
-    expect(page.locator(".memory .badge")).to_have_text("Fits")
+    expect(page.locator(".state .badge")).to_have_text("Fits")
     expect(fit).to_be_hidden()
     size, times = (int(number(page, label).input_value()) for label in ("Micro-batch", "Gradient accumulation"))
     assert (size * times, size < 256) == (256, True)
@@ -69,6 +70,23 @@ def test_a_run_that_does_not_fit_is_fitted_and_taken_back(
     number(page, "Epochs").press("Tab")
     expect(page.locator(".fitted")).to_have_count(0)  # those are the person's own settings now
     assert not re.search("nan|undefined|None", page.locator(".train-summary").inner_text())
+
+
+def decided_in_sight(page: Page) -> None:
+    """Whether it fits, and Start, are in sight wherever one stands in the form, and nothing is painted over them."""
+    decide = page.locator(".decide")
+    for width in (390, 1440):
+        page.set_viewport_size({"width": width, "height": 900})
+        for share in (0, 0.3, 0.6, 1):
+            page.evaluate("share => scrollTo(0, share * (document.body.scrollHeight - innerHeight))", share)
+            page.wait_for_timeout(100)
+            expect(decide).to_be_in_viewport(ratio=1)
+            covered = decide.evaluate("""bar => {
+              const {left, top, width, height} = bar.getBoundingClientRect();
+              return [0.1, 0.3, 0.5, 0.7, 0.9].flatMap(x => [0.1, 0.3, 0.5, 0.7, 0.9].map(y => [x, y])).filter(
+                ([x, y]) => !bar.contains(document.elementFromPoint(left + x * width, top + y * height))).length;
+            }""")
+            assert covered == 0, (width, share)
 
 
 def look(page: Page, name: str) -> None:

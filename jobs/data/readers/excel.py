@@ -11,6 +11,7 @@ from typing import Any
 from jobs.data.readers.base import Reader, Reading, Row
 from jobs.data.readers.tables import column_names
 from jobs.errors import UserError
+from jobs.sizes import bytes_texts
 
 MOST_UNPACKED = 800_000_000  # bytes: a sheet is read into memory whole, and takes about as much there
 _BLOCK_ROWS = 500
@@ -126,7 +127,8 @@ def _refuse_large(path: Path, filename: str) -> None:
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(info.file_size for info in archive.infolist())
     if unpacked > MOST_UNPACKED:
+        size, most = bytes_texts(unpacked, MOST_UNPACKED)
         raise UserError(
-            f"{filename} unpacks to {unpacked / 1e9:.1f} GB, more than the {MOST_UNPACKED / 1e9:.1f} GB that a "
-            "workbook may hold. Save it as CSV UTF-8 in Excel and upload that file."
+            f"{filename} unpacks to {size}, more than the {most} that a workbook may hold. Save it as CSV UTF-8 in "
+            "Excel and upload that file."
         )
