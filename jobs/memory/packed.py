@@ -38,7 +38,7 @@ _OTHER_SIZES = 0.18  # recorded passes of other sizes do not quite fit into each
 _HOLES, _RECORDED_HOLES = 0.12, 0.1
 # On a CPU, measured: the holes that malloc leaves between what is kept, as a share of it; in 16 bits also what is
 # compiled for rows of many lengths, as much as is kept of it (jobs.rpc.child_environment).
-_CPU_HOLES, _COMPILED = 0.45, 70 << 20
+_CPU_HOLES, _COMPILED = 0.45, 120 << 20
 
 
 def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
