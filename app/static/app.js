@@ -178,8 +178,8 @@
     }
     for (const press of ["keypress", "click"]) addEventListener(press, note, true);
 
-    function change(text, end) { // in the place of the first `end` characters
-      box().setRangeText(text, 0, end, "preserve");
+    function change(text, end, caret = "preserve") { // in the place of the first `end` characters
+      box().setRangeText(text, 0, end, caret);
       box().dispatchEvent(new Event("input", { bubbles: true })); // Gradio reads it from the box
     }
 
@@ -201,7 +201,7 @@
       back(text) {
         if (!text?.trim()) return;
         if (box().value.trim()) change(`${text}\n`, 0);
-        else change(text, box().value.length);
+        else change(text, box().value.length, "end");
       },
     };
   })();
