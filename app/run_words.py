@@ -7,7 +7,7 @@ from typing import Any, Literal, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from app.components import bytes_text, duration_text
+from app.components import bytes_text, duration_text, range_text
 from jobs.errors import UserError
 from jobs.fields import label_of, title_of, zero_of
 from jobs.frozen import Frozen
@@ -82,9 +82,10 @@ def words(service: Service, run: RunView) -> str:
     match run.state.value:
         case "queued":
             before = service.runs.queue_position(run.id)
-            if not before:
-                return "Waiting to start"
-            return f"Waiting: {before} run{'' if before == 1 else 's'} before this one"
+            runs = f"{before} run{'' if before == 1 else 's'}"
+            waits = f"Waiting: {runs} before this one" if before else "Waiting to start"
+            told = run.spec.predicted_seconds if run.attempt == 1 else None
+            return f"{waits}. It will take about {range_text(*told)}, longer if busy" if told else waits
         case "starting" | "running":
             return run.phase or "Starting"
         case "stopping":
