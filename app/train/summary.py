@@ -41,7 +41,7 @@ def summary_html(plan: Plan, model: BaseModelView, dataset: str, method: str) ->
         rows += f'<div title="{told}"><dt>In about</dt><dd><strong>{took}</strong>, longer if busy</dd></div>'
     elif plan.untold:
         told = "by the runs of this base model with this method, in the same training loop, that ended on this machine"
-        rows += f'<div title="{told}"><dt>In</dt><dd>known after the first run like it</dd></div>'
+        rows += f'<div title="{told}"><dt>Time</dt><dd>known after the first run like it</dd></div>'
     steps = f'<p class="hint loop">{escape(plan.steps_note)} See All settings.</p>' if plan.steps_note else ""
     loop = f'<p class="hint loop">{escape(plan.loop.why)}</p>' if plan.loop else ""
     who = f"<strong>{escape(model.name)}</strong> learns <strong>{escape(dataset)}</strong> with {escape(method)}"
