@@ -18,6 +18,7 @@ from jobs.errors import UserError
 
 NoteKind = Literal["info", "warn", "good"]
 
+_ALIKE = 1.1  # times the least: runs that took as long as one another
 # state -> (what the badge says, its colour)
 STATES: dict[str, tuple[str, str]] = {
     "queued": ("Waiting", "info"),
@@ -149,6 +150,13 @@ def duration_text(s: float | None) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     return f"{hours // 24} days {hours % 24} h"
+
+
+def range_text(least: float, most: float) -> str:
+    """'2 min', or '2 min to 3 min' where runs like it took so differently."""
+    if most <= _ALIKE * least:
+        return duration_text(most)
+    return f"{duration_text(least)} to {duration_text(most)}"
 
 
 def when_text(dt: datetime | None) -> str:

@@ -117,7 +117,8 @@ class Starts:
         with self._lock:
             now = time.monotonic()
             self._started = {key: run for key, run in self._started.items() if now - run[0] < SAME_START}
-            key = (page, spec.model_dump_json())
+            predicted = {"predicted_memory", "predicted_seconds"}  # they move with what else the machine does
+            key = (page, spec.model_dump_json(exclude=predicted))
             if key not in self._started:
                 self._started[key] = (now, service.runs.start(spec, base_id, dataset_id).id)
             return self._started[key][1]

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from app.components import bytes_text, duration_text
+from app.components import bytes_text, duration_text, range_text
 from jobs.errors import UserError
 from jobs.fields import label_of, title_of, zero_of
 from jobs.frozen import Frozen
@@ -84,9 +84,10 @@ def words(service: Service, run: RunView) -> str:
     match run.state.value:
         case "queued":
             before = service.runs.queue_position(run.id)
-            if not before:
-                return "Waiting to start"
-            return f"Waiting: {before} run{'' if before == 1 else 's'} before this one"
+            runs = f"{before} run{'' if before == 1 else 's'}"
+            waits = f"Waiting: {runs} before this one" if before else "Waiting to start"
+            told = run.spec.predicted_seconds if run.attempt == 1 else None
+            return f"{waits}. It will take about {range_text(*told)}, longer if busy" if told else waits
         case "starting" | "running":
             return run.phase or "Starting"
         case "stopping":
@@ -153,15 +154,15 @@ def over_limit_text(service: Service, run: RunView) -> str:
     limit = int(run.spec.training.memory_limit_gb * 1e9)
     if over <= _HARDLY * limit:
         return ""
-    allowed, taken, more = bytes_texts(limit, limit + over, over)
     context = CUDA_CONTEXT if device == "cuda" else 0
     beside = f", with the {bytes_text(CUDA_CONTEXT)} that the GPU's own programs take" if context else ""
     predicted = run.predicted_memory + context if run.predicted_memory else None
+    allowed, taken, more, told = bytes_texts(limit, limit + over, over, predicted or limit)
     if device == "cpu" and _least_on_cpu(service, run) > limit:
         why = NOT_LESS
     elif predicted and predicted <= limit:
         why = (
-            f"It was predicted to take {bytes_text(predicted)}: the estimate was too low for it. A run with a lower "
+            f"It was predicted to take {told}: the estimate was too low for it. A run with a lower "
             "limit saves more, where it can."
         )
     else:

@@ -253,6 +253,7 @@ class RunSpec(Frozen):
     training: TrainingParams = TrainingParams()
     prompts: tuple[str, ...] = ()  # answered by base and tuned model at each checkpoint
     predicted_memory: int | None = None  # bytes
+    predicted_seconds: tuple[float, float] | None = None  # the least and the most, where earlier runs tell
 
     @model_validator(mode="before")
     @classmethod

@@ -18,6 +18,7 @@ from gradio.context import LocalContext
 from app.actions import action_html, action_of
 from app.answers import answer_html, history_html, live_html
 from app.callbacks import ORDER, Latest, guarded, query_number
+from app.components import range_text
 from app.drafts import Checks, Starts
 from app.pages.datasets import datasets_html
 from app.preflight import histogram_html, preview_html, report_html
@@ -335,7 +336,7 @@ class Started:
 
 def test_a_double_click_on_start_queues_one_run() -> None:
     starts, service = Starts(), Started()
-    spec, other = (SimpleNamespace(model_dump_json=lambda text=text: text) for text in ("one", "two"))
+    spec, other = (SimpleNamespace(model_dump_json=lambda exclude, text=text: text) for text in ("one", "two"))
     first = starts.once("page", service, spec, 1, 1)  # type: ignore[arg-type]
     assert starts.once("page", service, spec, 1, 1) == first  # type: ignore[arg-type]
     assert starts.once("page", service, other, 1, 1) != first  # type: ignore[arg-type]

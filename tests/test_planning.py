@@ -272,7 +272,9 @@ def ended_run(
 
 def test_the_time_comes_from_the_most_alike_of_the_earlier_runs_here(service: Service, draft: Draft) -> None:
     check = preflight(rows=20, good_rows=20, tokens=2_000, longest=100)
-    assert service.planning.plan(draft, check).seconds is None, "nothing is known yet"
+    assert not service.planning.plan(draft).untold, "the rows are not checked yet"
+    none = service.planning.plan(draft, check)
+    assert none.seconds is None and none.untold and none.spec and none.spec.predicted_seconds is None
     ended_run(service, draft, seconds_a_step=9.0, name="another machine")
     ended_run(service, draft, seconds_a_step=9.0, loop="plain")
     assert service.planning.plan(draft, check).seconds is None, "nothing like it is known"
@@ -282,6 +284,7 @@ def test_the_time_comes_from_the_most_alike_of_the_earlier_runs_here(service: Se
     pauses = (draft.training["evaluations"] - 1) * PAUSE  # the last one is among the 12 seconds
     # 18 rows 24 times (120 steps of 5 an epoch), of 100 tokens each, at 50 tokens a second.
     assert plan.seconds == pytest.approx((18 * 24 * 100 / 50 + pauses + 12,) * 2)
+    assert not plan.untold and plan.spec and plan.spec.predicted_seconds == plan.seconds
     slower = service.planning.plan(changed(draft, recompute="on"), check).seconds
     assert slower == pytest.approx((18 * 24 * 100 / 25 + pauses + 12,) * 2)
     ended_run(service, draft, seconds_a_step=3.0)

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, update
 
 from app.forms import Form
-from app.run_words import details, header, settings
+from app.run_words import details, header, settings, words
 from jobs.hardware import Hardware
 from jobs.methods import all_methods
 from jobs.service.models import Models
@@ -114,3 +114,15 @@ def test_every_choice_of_every_method_reads_as_its_form_shows_it(engine: Engine,
         if isinstance(widget, gr.Radio | gr.Dropdown):
             shown = {value: label for label, value in widget.choices}
             assert told[str(widget.label)] == shown[widget.value]
+
+
+def test_a_waiting_run_says_how_long_it_will_take_where_that_is_known(engine: Engine, runs: Runs) -> None:
+    def told(**values: Any) -> str:
+        run = view(engine, runs)
+        spec = run.spec.model_copy(update={"predicted_seconds": (120.0, 180.0)})
+        run = run.model_copy(update={"state": RunState.QUEUED, "attempt": 1, "spec": spec, **values})
+        return words(SimpleNamespace(runs=runs), run)  # type: ignore[arg-type]
+
+    assert told().endswith(". It will take about 2 min to 3 min, longer if busy")
+    assert "It will take" not in told(attempt=2), "what is left of it is less"
+    assert "It will take" not in told(spec=view(engine, runs).spec)

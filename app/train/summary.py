@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from app.components import bytes_text, count_text, duration_text, escape, note_html, problems_html
+from app.components import bytes_text, count_text, escape, note_html, problems_html, range_text
 from app.preflight import notes_html
 from app.train.methods import percent_text
 from jobs.memory.estimate import LABELS, Estimate
@@ -14,7 +14,6 @@ from jobs.service.models import BaseModelView
 from jobs.service.planning import Plan
 from jobs.sizes import bytes_texts
 
-_ALIKE = 1.1  # times the least: runs that took as long as one another
 REASONS = 5  # on the Train page; the dataset's own page lists every row
 
 
@@ -37,17 +36,13 @@ def summary_html(plan: Plan, model: BaseModelView, dataset: str, method: str) ->
         took = range_text(*plan.seconds)
         told = "as the runs like it on this machine took; longer while the machine has more other work"
         rows += f'<div title="{told}"><dt>In about</dt><dd><strong>{took}</strong>, longer if busy</dd></div>'
+    elif plan.untold:
+        told = "by the runs of this base model with this method, in the same training loop, that ended on this machine"
+        rows += f'<div title="{told}"><dt>Time</dt><dd>known after the first run like it</dd></div>'
     steps = f'<p class="hint loop">{escape(plan.steps_note)} See All settings.</p>' if plan.steps_note else ""
     loop = f'<p class="hint loop">{escape(plan.loop.why)}</p>' if plan.loop else ""
     who = f"<strong>{escape(model.name)}</strong> learns <strong>{escape(dataset)}</strong> with {escape(method)}"
     return f'<p class="who-learns">{who}</p><dl class="sums">{rows}</dl>{steps}{loop}{memory_html(plan)}'
-
-
-def range_text(least: float, most: float) -> str:
-    """'2 min', or '2 min to 3 min' where runs like it took so differently."""
-    if most <= _ALIKE * least:
-        return duration_text(most)
-    return f"{duration_text(least)} to {duration_text(most)}"
 
 
 def memory_html(plan: Plan) -> str:

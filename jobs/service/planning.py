@@ -84,6 +84,7 @@ class Plan(Frozen):
     steps: int | None
     steps_note: str  # where Epochs does not decide how many; else empty
     seconds: tuple[float, float] | None  # the whole run's least and most, where earlier ones on this machine tell
+    untold: bool  # everything that decides the seconds is known, but no earlier run tells them
 
 
 class Planning:
@@ -221,6 +222,23 @@ class Planning:
             enough = fits(needs, hardware, run.training)
             if not enough:
                 warnings.append(does_not_fit(needs, hardware, run.training))
+        seconds, untold = None, False
+        if run and loop and check and check.good_rows and train_rows and steps and base:
+            training = run.training
+            tokens = tokens_seen(
+                train_rows,
+                steps,
+                training.batch_size * training.gradient_accumulation,
+                max(training.epochs, steps / training.steps_an_epoch(train_rows)),  # more for the least steps
+                check.tokens / check.good_rows,
+            )
+            settings = {
+                "task": draft.task,
+                "training": training.model_dump(),
+                "method_params": run.params.model_dump(),
+            }
+            seconds = self._paces.seconds(base.id, loop.loop, hardware, draft.method, settings, tokens)
+            untold = seconds is None
         spec = None
         if not problems and base and dataset and mapping and training and method and method_params and task_params:
             spec = RunSpec(
@@ -240,23 +258,8 @@ class Planning:
                 training=training,
                 prompts=tuple(prompt.strip() for prompt in draft.prompts if prompt.strip()),
                 predicted_memory=needs.total if needs else None,
+                predicted_seconds=seconds,
             )
-        seconds = None
-        if run and loop and check and check.good_rows and train_rows and steps and base:
-            training = run.training
-            tokens = tokens_seen(
-                train_rows,
-                steps,
-                training.batch_size * training.gradient_accumulation,
-                max(training.epochs, steps / training.steps_an_epoch(train_rows)),  # more for the least steps
-                check.tokens / check.good_rows,
-            )
-            settings = {
-                "task": draft.task,
-                "training": training.model_dump(),
-                "method_params": run.params.model_dump(),
-            }
-            seconds = self._paces.seconds(base.id, loop.loop, hardware, draft.method, settings, tokens)
         bounds = training or TrainingParams()
         return Plan(
             spec=spec,
@@ -279,6 +282,7 @@ class Planning:
             steps=steps,
             steps_note=why_not_epochs(training, train_rows) if training and train_rows else "",
             seconds=seconds,
+            untold=untold,
         )
 
     def fit(self, draft: Draft, check: Preflight | None = None) -> tuple[Draft, Fitted]:
