@@ -23,7 +23,7 @@ from app.drafts import Checks, Starts
 from app.pages.datasets import datasets_html
 from app.preflight import histogram_html, preview_html, report_html
 from app.run_words import full
-from app.train.summary import check_line_html, range_text, summary_html, words_html
+from app.train.summary import check_line_html, summary_html, words_html
 from jobs.errors import UserError
 from jobs.service import Service
 from jobs.service.chats import AnswerView, Delta
