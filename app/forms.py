@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from jobs.errors import UserError
-from jobs.fields import extra_of, label_of, limits_of, number_text, problems_of, title_of, zero_of
+from jobs.fields import applies, extra_of, label_of, limits_of, number_text, problems_of, title_of, zero_of
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -130,9 +130,13 @@ class Forms:
     def values(self, name: str, brought: Sequence[Any]) -> dict[str, Any]:
         """What the widgets hold of one model, by field name, from the values of all `components`."""
         held = dict(zip(self._widgets, brought, strict=True))
+        fields = self._kinds[name].model_fields
+        found = {field: plain(fields[field], held[key]) for field, key in self._slots.get(name, {}).items()}
+        # What was left empty where nobody sees it stands for its default.
         return {
-            field: plain(self._kinds[name].model_fields[field], held[key])
-            for field, key in self._slots.get(name, {}).items()
+            field: value
+            for field, value in found.items()
+            if value is not None or applies(self._kinds[name], field, found)
         }
 
     def show(self, name: str | None, settings: Mapping[str, Any], *, fresh: bool = False) -> dict[Any, Any]:
@@ -145,8 +149,8 @@ class Forms:
         for field, key in slots.items():
             declared = self._kinds[str(name)].model_fields[field]
             value = settings.get(field, declared.get_default(call_default_factory=True))
-            applies = self._applies(str(name), field, settings)
-            shows[self._widgets[key]] = gr.update(visible=applies, value=shown(declared, value))
+            visible = applies(self._kinds[str(name)], field, settings)
+            shows[self._widgets[key]] = gr.update(visible=visible, value=shown(declared, value))
         if self._advanced:
             shows[self._advanced] = gr.update(visible=not self._later.isdisjoint(slots.values()))
         return shows
@@ -160,14 +164,9 @@ class Forms:
         """One model's widgets that are shown for some values of others, as those stand now."""
         slots = self._slots.get(name, {}).items()
         mine = {self._widgets[key]: field for field, key in slots if "where" in extra_of(self._fields[key][1])}
-        return {widget: gr.update(visible=self._applies(name, field, settings)) for widget, field in mine.items()}
-
-    def _applies(self, name: str, field: str, settings: Mapping[str, Any]) -> bool:
-        fields = self._kinds[name].model_fields
-        return all(
-            settings.get(other, fields[other].get_default(call_default_factory=True)) in values
-            for other, values in extra_of(fields[field]).get("where", {}).items()
-        )
+        return {
+            widget: gr.update(visible=applies(self._kinds[name], field, settings)) for widget, field in mine.items()
+        }
 
     def _place(self, name: str) -> None:
         """Give each field of a model its widget; a new one stands behind the model's field before it."""

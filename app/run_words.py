@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from app.components import bytes_text, duration_text, range_text
 from jobs.errors import UserError
-from jobs.fields import label_of, title_of, zero_of
+from jobs.fields import applies, label_of, title_of, zero_of
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
 from jobs.memory.estimate import CUDA_CONTEXT, PROCESS, least_on_cpu, over_limit
@@ -217,7 +217,7 @@ def label(find: Any, name: str) -> str:
 
 
 def _pairs(declared: type[BaseModel], given: dict[str, Any]) -> Pairs:
-    """Titles and values: the declared defaults with what was given over them."""
+    """Titles and values: the declared defaults with what was given over them, without what means nothing there."""
     values = {name: field.get_default(call_default_factory=True) for name, field in declared.model_fields.items()}
     values |= given
     return [
@@ -225,6 +225,7 @@ def _pairs(declared: type[BaseModel], given: dict[str, Any]) -> Pairs:
         if (field := declared.model_fields.get(name))
         else (name, _value_text(value))
         for name, value in values.items()
+        if name not in declared.model_fields or applies(declared, name, values)
     ]
 
 

@@ -5,6 +5,7 @@ The form's labels, the planner's problems and the playground's all speak through
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -32,6 +33,15 @@ def label_of(field: FieldInfo, value: Any) -> str:
 def zero_of(field: FieldInfo) -> str:
     """What 0 means, where it is no amount: "off", "no limit"."""
     return str(extra_of(field).get("zero", ""))
+
+
+def applies(kind: type[BaseModel], name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a field means something beside these settings, by field name: others have values that it goes with."""
+    fields = kind.model_fields
+    return all(
+        settings.get(other, fields[other].get_default(call_default_factory=True)) in values
+        for other, values in extra_of(fields[name]).get("where", {}).items()
+    )
 
 
 def limits_of(field: FieldInfo) -> dict[str, Any]:

@@ -159,6 +159,22 @@ def test_a_setting_that_another_gives_its_meaning_is_shown_with_it_alone() -> No
     assert "Double quantization" in seen("qlora"), "its base always has 4 bits"
 
 
+def test_what_is_left_empty_and_hidden_stands_for_its_default() -> None:
+    """Emptied, then hidden by what gave it its meaning, it forbade Start, and nobody saw where."""
+    forms = Forms(METHODS)
+    shown = forms.show("lora", {"depth": "last"})
+    brought = [
+        None if component.label == "How many layers" else shown[component].get("value", component.value)
+        for component in forms.components
+    ]
+    assert forms.values("lora", brought)["depth_layers"] is None, "told to be empty where it is seen"
+    hidden = [
+        "all" if component.label == "Depth" else value
+        for component, value in zip(forms.components, brought, strict=True)
+    ]
+    assert METHODS["lora"](**forms.values("lora", hidden)) == METHODS["lora"]()
+
+
 def test_what_zero_means_stands_at_every_limit_that_it_lifts() -> None:
     labels = {component.label for component in Form(TrainingParams).components}
     assert {

@@ -132,7 +132,7 @@ def test_a_run_sees_its_rows_as_often_as_its_epochs_or_its_steps_say() -> None:
 
 @pytest.mark.parametrize(
     ("predicted", "said"),
-    [(4_000_000_000, "4.0 GB, as predicted"), (5_000_000_000, "20 % less"), (3_000_000_000, "33 % more")],
+    [(4_000_000_000, "4.00 GB, as predicted"), (5_000_000_000, "20 % less"), (3_000_000_000, "33 % more")],
 )
 def test_the_run_page_says_how_far_off_the_predicted_peak_was(predicted: int, said: str) -> None:
     assert said in measured_text(4_000_000_000, predicted)

@@ -25,7 +25,10 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 from jobs.training.data import collate  # noqa: E402
+from jobs.training.load import Device  # noqa: E402
 from jobs.training.loss import summed_loss  # noqa: E402
+from jobs.training.packed import attention  # noqa: E402
+from jobs.training.packed import loop as packed_loop  # noqa: E402
 from jobs.training.packed.model import PackedModel, flat_weights  # noqa: E402
 from jobs.training.packed.packs import lay_out, pack_rows, step_rows  # noqa: E402
 from jobs.training.packed.passes import arrays, filled  # noqa: E402
@@ -358,6 +361,42 @@ def test_a_pass_that_is_not_recorded_is_rounded_up_finely(on_gpu: bool) -> None:
         padded = filled(arrays(pack, [len(pack.kept)]), size, longest)
         assert [len(padded[name]) for name in ("input_ids", "positions", "kept")] == [size.tokens] * 2 + [size.kept]
         assert len(padded["ends"]) == size.documents + 1 and padded["ends"][-1] == size.tokens
+
+
+@pytest.mark.parametrize("window", (None, 20))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_attention_on_a_cpu_is_that_to_each_document(dtype: torch.dtype, window: int | None) -> None:
+    torch.manual_seed(0)
+    ends = torch.tensor([0, 40, 41, 130, 130])  # the last one is empty
+    given = [torch.randn(130, heads, 16, dtype=dtype, requires_grad=True) for heads in (8, 2, 2)]
+    slope = torch.randn(130, 8, 16, dtype=dtype)
+    found = attention.attend(*given, ends, 130, None, window)
+    exact = [part.detach().double().requires_grad_() for part in given]
+    expected = torch.cat(
+        [
+            attention.attend_one(
+                *(part[begin:end].transpose(0, 1)[None] for part in exact), scaling=None, window=window, softcap=None
+            )[0].transpose(0, 1)
+            for begin, end in itertools.pairwise(ends.tolist())
+            if end > begin
+        ]
+    )
+    close = {"atol": 2e-5} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.02}
+    assert torch.allclose(found.double(), expected, **close)
+    slopes = torch.autograd.grad(found, given, slope)
+    for one, other in zip(slopes, torch.autograd.grad(expected, exact, slope.double()), strict=True):
+        assert one.dtype == dtype and torch.allclose(one.double(), other, **close)
+
+
+def test_freed_memory_goes_back_before_the_longest_step_and_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew, given = object.__new__(packed_loop._Crew), []
+    crew._device, crew._longest, crew._since = Device(torch.device("cpu"), torch.float32), 0, 0
+    begun: list[int] = []
+    monkeypatch.setattr(packed_loop, "give_freed_memory_back", lambda: given.append(len(begun)))
+    for tokens in [100, 90, 120, *[100] * 40]:
+        begun.append(tokens)
+        crew._give_back(tokens)
+    assert given == [1, 3, 19, 35]
 
 
 def test_on_a_cpu_passes_are_of_few_sizes_and_little_longer() -> None:

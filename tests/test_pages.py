@@ -268,7 +268,7 @@ def test_a_warning_looks_like_one_and_a_note_does_not() -> None:
 @pytest.mark.parametrize(("count", "s"), [(1, ""), (2, "s")])
 def test_before_start_one_thing_is_not_called_several(count: int, s: str) -> None:
     figures = ("trainable_parameters", "train_rows", "validation_rows", "steps")
-    said = dict.fromkeys(figures, count) | dict.fromkeys(("trainable_percent", "seconds", "loop", "estimate"))
+    said = dict.fromkeys(figures, count) | dict.fromkeys(("trainable_percent", "seconds", "untold", "loop", "estimate"))
     plan = Plan.model_construct(**said, steps_note="")
     model = SimpleNamespace(name="Tiny", shape=SimpleNamespace(layers=count))
     html = summary_html(plan, model, "Ships", "LoRA")  # type: ignore[arg-type]

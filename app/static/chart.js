@@ -19,7 +19,7 @@
     const units = [["B", 1], ["kB", 1e3], ["MB", 1e6], ["GB", 1e9], ["TB", 1e12]];
     const [name, unit] = units.find((each) => largest < 999.5 * each[1]) || units.at(-1);
     let texts = [];
-    for (let decimals = unit === 1 || largest >= 99.95 * unit ? 0 : 2; decimals < 7; decimals++) {
+    for (let decimals = unit === 1 || largest >= 99.95 * unit ? 0 : 2; decimals < 5; decimals++) {
       texts = [...list, 0].map((size) => (size / unit).toFixed(decimals));
       if (new Set(texts).size === new Set([...list, 0]).size) break;
     }

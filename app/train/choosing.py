@@ -205,13 +205,11 @@ class Choosing:
     def layers(self, *values: Any) -> Shown:
         """The table of layers and the settings that others bring with them, as everything stands."""
         now = self._widgets.settings(values)
-        if now.base is None:
-            return {}
-        shape = self._service.models.base(now.base).shape
-        return {
-            **self._widgets.show_layers(now.method, now.method_params, shape),
-            **self._widgets.method_forms.follow(now.method, now.method_params),
-        }
+        shown = self._widgets.method_forms.follow(now.method, now.method_params)
+        if now.base is not None:
+            shape = self._service.models.base(now.base).shape
+            shown |= self._widgets.show_layers(now.method, now.method_params, shape)
+        return shown
 
     def _method(self, base_id: int, method: str, preset: str, task: str | None) -> Shown:
         w = self._widgets

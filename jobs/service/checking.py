@@ -170,8 +170,8 @@ def why_not_epochs(training: TrainingParams, train_rows: int) -> str:
     if 0 < training.max_steps < training.min_steps:
         return (
             f"You set Most steps to {training.max_steps:,}, below Least steps, which is {training.min_steps:,}: the "
-            f"run takes {_many(steps, 'step')}, and neither Least steps nor {epochs} changes that. For more steps, "
-            "raise Most steps."
+            f"run takes {_many(steps, 'step')}, and {epochs} changes nothing. For more steps raise Most steps; for "
+            "fewer lower either."
         )
     if steps > by_epochs:
         times = steps / training.steps_an_epoch(train_rows)

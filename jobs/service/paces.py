@@ -72,4 +72,5 @@ def _kind(spec: dict[str, Any]) -> tuple[object, ...]:
         training.get("max_length"),
         params.get("targets"),
         spec["task"],
+        bool(training.get("validation_percent")),
     )

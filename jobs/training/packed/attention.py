@@ -82,19 +82,15 @@ def attend_one(
     tokens, groups = query.shape[2], query.shape[1] // key.shape[1]
     if softcap is None and (window is None or tokens <= window):
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=groups > 1)
-    seen = _seen(tokens, window, query.device)
+    seen = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()
+    if window is not None:
+        seen = seen.triu(1 - window)
     if softcap is None:
         return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling, enable_gqa=groups > 1)
     key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     logits = query @ key.transpose(2, 3) * (scaling or query.shape[3] ** -0.5)
     logits = (softcap * torch.tanh(logits / softcap)).masked_fill(~seen, float("-inf"))
     return logits.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
-
-
-def _seen(tokens: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Whom each token sees: bool [tokens, tokens]."""
-    seen = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
-    return seen if window is None else seen.triu(1 - window)
 
 
 class _InFull(torch.autograd.Function):
@@ -150,8 +146,9 @@ def _sight(document: slice, window: int | None) -> dict[str, Any]:
     tokens = document.stop - document.start
     if window is None or tokens <= window:
         return {"is_causal": True}
-    unseen = ~_seen(tokens, window, torch.device("cpu"))
-    return {"is_causal": False, "attn_mask": torch.zeros(tokens, tokens).masked_fill(unseen, float("-inf"))}
+    unseen = torch.full((tokens, tokens), -torch.inf).triu_(1)  # what comes later; in place, for long documents' sake
+    unseen.masked_fill_(torch.ones(tokens, tokens, dtype=torch.bool).tril_(-window), -torch.inf)
+    return {"is_causal": False, "attn_mask": unseen}
 
 
 class _Varlen(torch.autograd.Function):
