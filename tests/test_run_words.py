@@ -38,7 +38,7 @@ def test_settings_read_as_the_form_shows_them(engine: Engine, runs: Runs) -> Non
     assert told["Training loop"] == "The fastest that applies"
     assert told["Learning-rate schedule"] == "Linear"
     lora = dict(dict(settings(view(engine, runs)))["LoRA"])
-    assert lora["Rank"] and "Layer names" not in lora, "what means nothing beside the others is not told"
+    assert lora["Depth"] and "Layer names" not in lora, "what means nothing beside the others is not told"
 
 
 def test_which_loop_trained_it_and_why_stands_apart_from_what_is_folded(engine: Engine, runs: Runs) -> None:
