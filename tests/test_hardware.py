@@ -27,6 +27,29 @@ def test_a_container_gets_its_share_of_the_cores(
     assert processor().cores == usable_cores()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's way to begin a peak anew")
+def test_pages_of_a_file_that_was_read_are_no_peak(tmp_path: Path) -> None:
+    script = """
+import mmap, sys
+from jobs.hardware import pages_of_files_left_out, peak_resident
+held = bytearray(32 << 20)
+del held
+before = peak_resident()
+with pages_of_files_left_out(), open(sys.argv[1], "rb") as file:
+    pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    kept = bytearray(pages)
+    inside = peak_resident()
+    pages.close()
+print(inside - before, peak_resident() - before)
+"""
+    (tmp_path / "weights").write_bytes(bytes(64 << 20))
+    given = [sys.executable, "-c", script, str(tmp_path / "weights")]
+    done = subprocess.run(given, capture_output=True, text=True, check=True, cwd=ROOT)
+    inside, after = map(int, done.stdout.split())
+    assert inside > 88 << 20, "the pages and what was copied from them, beside what the peak knew"
+    assert 0 <= after < 48 << 20, "what was copied; and what was known before stays"
+
+
 def test_the_peak_stays_when_memory_is_given_back() -> None:
     script = """
 from jobs.hardware import peak_resident

@@ -158,8 +158,7 @@ def _logit_bytes(case: Case, on_gpu: bool) -> int:
 
 
 def _cpu_slack(case: Case, activations: float) -> int:
-    """What is resident beyond what is in use. Weights that were joined stay where they were read, too: in pages of
-    their file, which the system may take."""
+    """What is resident beyond what is in use."""
     found = _CPU_HOLES * activations
     if case.width < FP32:
         found += (_COMPILED if case.lengths.spread else 0) + _joined(case)

@@ -7,10 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from jobs.errors import UserError
-from jobs.hardware import Hardware, peak_resident, processor, this_machine, usable_cores
+from jobs.hardware import Hardware, pages_of_files_left_out, peak_resident, processor, this_machine, usable_cores
 from jobs.memory.estimate import CUDA_CONTEXT
 from jobs.shape import ModelShape, shape_of
 from jobs.spec import BaseModelRef
@@ -48,12 +46,12 @@ class Device:
         return torch.autocast(self.name.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def memory_now(self) -> int:
-        """Bytes: on a GPU the most that tensors took so far; on a CPU this process's resident memory."""
+        """Bytes: the most so far, on a GPU of its tensors, on a CPU of this process."""
         if self.is_cuda:
             import torch
 
             return torch.cuda.max_memory_allocated(self.name)
-        return psutil.Process().memory_info().rss
+        return peak_resident()
 
     def memory_used(self) -> int:
         """Bytes that a GPU's tensors take now."""
@@ -133,18 +131,19 @@ def load_model(
     # On a CPU without quantization the plain path: device_map would only wrap the modules in hooks.
     placement = {"": str(device.name)} if device.is_cuda or quantization else None
     try:
-        model, found = getattr(transformers, auto_class).from_pretrained(
-            base.source,
-            revision=base.revision,
-            dtype=dtype or device.dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            quantization_config=quantization,
-            device_map=placement,
-            key_mapping=_renamed(base, auto_class),
-            output_loading_info=True,
-            **head,
-        )
+        with pages_of_files_left_out():
+            model, found = getattr(transformers, auto_class).from_pretrained(
+                base.source,
+                revision=base.revision,
+                dtype=dtype or device.dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                quantization_config=quantization,
+                device_map=placement,
+                key_mapping=_renamed(base, auto_class),
+                output_loading_info=True,
+                **head,
+            )
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
