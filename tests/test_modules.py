@@ -488,7 +488,7 @@ def test_a_whole_model_that_does_not_fit_beside_its_base_says_so(
     engine = load_engine(tiny_llama)
     little = psutil.virtual_memory()._replace(available=1_000)
     monkeypatch.setattr("psutil.virtual_memory", lambda: little)
-    with pytest.raises(UserError, match=r"as large as its base: it needs .* GB beside tiny-llama"):
+    with pytest.raises(UserError, match=r"as large as its base: it needs .* kB beside tiny-llama"):
         engine.open([Row(adapter=tmp_path / "full", messages=QUESTION)])
 
 

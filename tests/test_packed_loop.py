@@ -390,13 +390,17 @@ def test_attention_on_a_cpu_is_that_to_each_document(dtype: torch.dtype, window:
 
 def test_freed_memory_goes_back_before_the_longest_step_and_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     crew, given = object.__new__(packed_loop._Crew), []
-    crew._device, crew._longest, crew._since = Device(torch.device("cpu"), torch.float32), 0, 0
+    crew._device, crew._limited = Device(torch.device("cpu"), torch.float32), False
+    crew._longest, crew._since = 0, 0
     begun: list[int] = []
     monkeypatch.setattr(packed_loop, "give_freed_memory_back", lambda: given.append(len(begun)))
     for tokens in [100, 90, 120, *[100] * 40]:
         begun.append(tokens)
         crew._give_back(tokens)
     assert given == [1, 3, 19, 35]
+    crew._limited = True
+    crew._give_back(1)
+    assert given[-1] == 43, "a limit is worth the time"
 
 
 def test_on_a_cpu_passes_are_of_few_sizes_and_little_longer() -> None:

@@ -91,6 +91,7 @@ class _Crew:
         planners = [adapter.job.planner(len(adapters)) for adapter in adapters]
         self._planner = max(planners, key=lambda each: each.of(each.plans[0]).total)
         self._broken = torch.zeros((), device=self._device.name)
+        self._limited = any(adapter.job.spec.training.memory_limit_gb for adapter in adapters)
         self._longest, self._since = 0, 0  # tokens of a step; steps since what was freed was given back
         self._set_up(self._planner.planned()[0])
 
@@ -137,11 +138,11 @@ class _Crew:
     def _give_back(self, tokens: int) -> None:
         """On a CPU, what earlier steps have freed: it lies in pieces that steps of other sizes do not fill. Not before
         each of them, since taking it anew can take as long as a third of a small step: before the longest so far, and
-        now and then."""
+        now and then; but where a memory limit is to be kept."""
         if self._device.is_cuda:
             return
         self._since += 1
-        if tokens > self._longest or self._since == _STEPS_KEPT:
+        if self._limited or tokens > self._longest or self._since == _STEPS_KEPT:
             give_freed_memory_back()
             self._longest, self._since = max(tokens, self._longest), 0
 
