@@ -198,5 +198,9 @@ def page() -> list[str]:
 
 
 def memory() -> list[str]:
-    found = results("memory-cuda")
-    return [f"On one {found['hardware']['name']}: {summary(found['results'])}."]
+    on_gpu, on_cpu = results("memory-cuda"), results("memory-cpu")
+    cores = f"{on_cpu['hardware']['cores']} cores of an {on_cpu['hardware']['name']}"
+    return [
+        f"- On one {on_gpu['hardware']['name']}: {summary(on_gpu['results'])}.",
+        f"- On {cores}, models of 30 and 135 million parameters: {summary(on_cpu['results'])}.",
+    ]

@@ -36,9 +36,9 @@ _OTHER_SIZES = 0.18  # recorded passes of other sizes do not quite fit into each
 # Of the weights that were joined, what lies in holes smaller than the pieces in which memory is given back. What is
 # given back with each recording is a little more.
 _HOLES, _RECORDED_HOLES = 0.12, 0.1
-# On a CPU, measured: the holes that malloc leaves between what is kept, as a share of it; in 16 bits also what is
+# On a CPU, measured: the holes that malloc leaves, as a share of what is kept and of logits; in 16 bits also what is
 # compiled for rows of many lengths (jobs.rpc.child_environment), and what steps of other sizes leave behind.
-_CPU_HOLES, _COMPILED = 0.45, 140 << 20
+_CPU_HOLES, _CPU_LOGIT_HOLES, _COMPILED = 0.45, 0.1, 120 << 20
 
 
 def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
@@ -65,7 +65,7 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
             activations=int(activations),
             logits=logits,
             workspace=max(0, int(behind - logits), int(evaluated - activations - logits))
-            + (_slack(case, plan, activations + logits) if on_gpu else _cpu_slack(case, activations)),
+            + (_slack(case, plan, activations + logits) if on_gpu else _cpu_slack(case, activations, logits)),
         )
 
     return kept
@@ -157,9 +157,9 @@ def _logit_bytes(case: Case, on_gpu: bool) -> int:
     return 2 * FP32 + (case.width if case.width < FP32 else 0)
 
 
-def _cpu_slack(case: Case, activations: float) -> int:
+def _cpu_slack(case: Case, activations: float, logits: float) -> int:
     """What is resident beyond what is in use."""
-    found = _CPU_HOLES * activations
+    found = _CPU_HOLES * activations + _CPU_LOGIT_HOLES * logits
     if case.width < FP32:
         found += (_COMPILED if case.lengths.spread else 0) + _joined(case)
     return int(found)
