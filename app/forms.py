@@ -130,8 +130,10 @@ class Forms:
     def values(self, name: str, brought: Sequence[Any]) -> dict[str, Any]:
         """What the widgets hold of one model, by field name, from the values of all `components`."""
         held = dict(zip(self._widgets, brought, strict=True))
-        fields = self._kinds[name].model_fields
-        found = {field: plain(fields[field], held[key]) for field, key in self._slots.get(name, {}).items()}
+        found = {
+            field: plain(self._kinds[name].model_fields[field], held[key])
+            for field, key in self._slots.get(name, {}).items()
+        }
         # What was left empty where nobody sees it stands for its default.
         return {
             field: value
