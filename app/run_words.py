@@ -12,7 +12,7 @@ from jobs.errors import UserError
 from jobs.fields import applies, label_of, title_of, zero_of
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
-from jobs.memory.estimate import CUDA_CONTEXT, PROCESS, least_on_cpu, over_limit
+from jobs.memory.estimate import CUDA_CONTEXT, as_loaded, compute_bytes, least_on_cpu, over_limit
 from jobs.methods import all_methods, method
 from jobs.service import Service
 from jobs.service.checking import NOT_LESS
@@ -180,9 +180,9 @@ def _least_on_cpu(service: Service, run: RunView) -> int:
             {name: value for name, value in (run.hardware or {}).items() if name in Hardware.model_fields}
         )
         shape = task(run.spec.task).body(service.models.base(run.base_model_id).shape)
-        return least_on_cpu(shape, full(run.spec.method), hardware)
+        return least_on_cpu(as_loaded(shape, full(run.spec.method), compute_bytes(hardware)))
     except (UserError, ValidationError):  # the base model was deleted, or the run is of another version of Graft
-        return PROCESS
+        return least_on_cpu(0)
 
 
 def _hardware_text(hardware: dict[str, Any]) -> str:

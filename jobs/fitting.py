@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
 from jobs.loops import Choice, choose, problem
-from jobs.memory.estimate import Estimate, Planner, budget, fits
+from jobs.memory.estimate import Estimate, Planner, budget, fits, limited
 from jobs.memory.kept import Lengths
 from jobs.memory.plan import MemoryPlan
 from jobs.methods.base import Method
@@ -78,11 +78,6 @@ class Run:
         return Planner(
             self.trained, self.method, self.params, self.training, hardware, lengths, sequences, self.head, loop
         )
-
-
-def limited(hardware: Hardware, training: TrainingParams) -> bool:
-    """Whether the memory limit that was set binds, and not what is free."""
-    return max(0, budget(hardware, training)) < max(0, budget(hardware, TrainingParams()))
 
 
 class Fitted(Frozen):
@@ -230,7 +225,7 @@ def _answer(before: Run, after: Run, hardware: Hardware, needs: Estimate, instea
         changes=tuple(_sentences(before, after)),
         fits=fits(needs, hardware, after.training),
         needs=needs.total,
-        allowed=max(0, budget(hardware, before.training)),
+        allowed=budget(hardware, before.training),
         limited=limited(hardware, before.training),
         instead=instead,
     )

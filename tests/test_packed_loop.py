@@ -396,10 +396,10 @@ def test_freed_memory_goes_back_before_the_longest_step_and_now_and_then(monkeyp
     monkeypatch.setattr(packed_loop, "give_freed_memory_back", lambda: given.append(len(begun)))
     for tokens in [100, 90, 120, *[100] * 40]:
         begun.append(tokens)
-        crew._give_back(tokens)
+        crew._give_back([[range(tokens)]])  # a row of so many
     assert given == [1, 3, 19, 35]
     crew._limited = True
-    crew._give_back(1)
+    crew._give_back([[range(1)]])
     assert given[-1] == 43, "a limit is worth the time"
 
 

@@ -172,7 +172,12 @@ def budget(hardware: Hardware, training: TrainingParams) -> int:
     most = hardware.memory_free
     if training.memory_limit_gb:
         most = min(most, int(training.memory_limit_gb * 1e9))
-    return most - (CUDA_CONTEXT if hardware.device == "cuda" else 0)
+    return max(0, most - (CUDA_CONTEXT if hardware.device == "cuda" else 0))
+
+
+def limited(hardware: Hardware, training: TrainingParams) -> bool:
+    """Whether the memory limit that was set binds, and not what is free."""
+    return budget(hardware, training) < budget(hardware, TrainingParams())
 
 
 def over_limit(training: TrainingParams, device: str, peak: int) -> int:
@@ -187,13 +192,13 @@ def fits(needs: Estimate, hardware: Hardware, training: TrainingParams) -> bool:
     return needs.total <= budget(hardware, training)
 
 
-def least_on_cpu(shape: ModelShape, trains_base: bool, hardware: Hardware) -> int:
-    """Bytes that no setting of a run saves on a CPU: the training program and the base model."""
-    return PROCESS + _as_loaded(shape, trains_base, compute_bytes(hardware))
+def least_on_cpu(base: int) -> int:
+    """Bytes that no setting of a run saves on a CPU: the training program and the base model (`as_loaded`)."""
+    return PROCESS + base
 
 
-def _as_loaded(shape: ModelShape, trains_base: bool, width: int) -> int:
-    """The base model before anything of it is quantized."""
+def as_loaded(shape: ModelShape, trains_base: bool, width: int) -> int:
+    """Bytes of the base model before anything of it is quantized. `width`: of an activation (`compute_bytes`)."""
     if trains_base:  # in 32 bits; autocast's narrow copy of a matrix lives from forward to backward
         return shape.parameters * FP32 + (shape.parameters * width if width < FP32 else 0)
     return shape.parameters * width
@@ -215,7 +220,7 @@ def _base(case: Case, packed: bool, moved: bool) -> int:
     held = case.quantization
     # On a CPU the whole model is in memory before it is quantized: the narrow weights do not lower the peak.
     if case.method.trains_base or held == "none" or case.hardware.device == "cpu":
-        return _as_loaded(shape, case.method.trains_base, width)
+        return as_loaded(shape, case.method.trains_base, width)
     if held == "fp8":  # a scale for each row of each layer
         rows = sum(module.out_features for module in shape.linears)
         return case.linear_parameters + rows * FP32 + (shape.parameters - case.linear_parameters) * width

@@ -50,7 +50,7 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
 
     def kept(plan: MemoryPlan) -> Kept:
         tokens = case.pack_tokens(plan)
-        if not on_gpu:  # where it is more than a trifle
+        if not on_gpu:  # on a GPU it is a trifle
             tokens = rounded_up(tokens, on_gpu)
         again = min(plan.recomputed, case.layers)  # of the layers that the way back goes through
         inputs = 0 if plan.offloaded else again * shape.hidden_size * width

@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.data.columns import Mapping
 from jobs.hardware import Hardware
-from jobs.memory.estimate import CUDA_CONTEXT, PROCESS, Estimate, budget
+from jobs.memory.estimate import CUDA_CONTEXT, PROCESS, Estimate, budget, least_on_cpu, limited
 from jobs.methods.base import Method
 from jobs.service.choices import task_problem
 from jobs.service.datasets import DatasetView, Preflight
@@ -183,15 +183,15 @@ def why_not_epochs(training: TrainingParams, train_rows: int) -> str:
 
 def can_be_fitted(needs: Estimate, hardware: Hardware, training: TrainingParams) -> bool:
     """Whether other settings (jobs.fitting) may do; on a CPU none needs less than the program and the base model."""
-    return hardware.device != "cpu" or PROCESS + needs.base <= budget(hardware, training)
+    return hardware.device != "cpu" or least_on_cpu(needs.base) <= budget(hardware, training)
 
 
 def does_not_fit(needs: Estimate, hardware: Hardware, training: TrainingParams) -> str:
     """How much is missing, and what then happens; where no other settings would do, what does."""
-    most, free = (max(0, budget(hardware, each)) for each in (training, TrainingParams()))
-    total, there = bytes_texts(needs.total, most)
+    below_free = limited(hardware, training)
+    total, there = bytes_texts(needs.total, budget(hardware, training))
     said = f"With these settings the run needs at least {total} of memory, and "
-    if most >= free:
+    if not below_free:
         said += f"{there} are free on {hardware.name}: it will probably run out of memory."
     else:
         beside = f", of which the GPU's own programs take {CUDA_CONTEXT / 1e9:.2f}" if hardware.device == "cuda" else ""
@@ -200,6 +200,6 @@ def does_not_fit(needs: Estimate, hardware: Hardware, training: TrainingParams) 
         )
     if can_be_fitted(needs, hardware, training):
         return said
-    if most < free and can_be_fitted(needs, hardware, TrainingParams()):
+    if below_free and can_be_fitted(needs, hardware, TrainingParams()):
         return f"{said} {NOT_LESS} Raise the limit, or set it to 0: then the run takes what is free."
     return f"{said} The base model and the training program alone need more than that: choose a smaller base model."

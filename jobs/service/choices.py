@@ -12,11 +12,10 @@ from pydantic import ValidationError
 
 from jobs.data.columns import Mapping
 from jobs.data.templates import USUAL
-from jobs.fitting import limited
 from jobs.frozen import Frozen
 from jobs.hardware import Hardware
 from jobs.loops import choose
-from jobs.memory.estimate import Planner, fits
+from jobs.memory.estimate import Planner, fits, limited
 from jobs.memory.kept import Lengths
 from jobs.methods import all_methods
 from jobs.methods.base import Method

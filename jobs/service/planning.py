@@ -9,11 +9,11 @@ from pydantic import Field, ValidationError
 from jobs import starter, starter_encoder
 from jobs.errors import UserError
 from jobs.fields import problems_of
-from jobs.fitting import Fitted, Run, fit, limited
+from jobs.fitting import Fitted, Run, fit
 from jobs.frozen import Frozen
 from jobs.hardware import this_machine
 from jobs.loops import Choice, problem
-from jobs.memory.estimate import Estimate, budget, fits
+from jobs.memory.estimate import Estimate, budget, fits, limited
 from jobs.memory.kept import Lengths
 from jobs.methods import method as find_method
 from jobs.pace import tokens_seen
@@ -272,7 +272,7 @@ class Planning:
             can_be_fitted=bool(
                 run and needs and not enough and not problems and can_be_fitted(needs, hardware, run.training)
             ),
-            free_memory=max(0, budget(hardware, bounds)),
+            free_memory=budget(hardware, bounds),
             memory_limited=limited(hardware, bounds),
             device=hardware.name,
             trainable_parameters=trainable,

@@ -45,7 +45,7 @@ class Device:
 
         return torch.autocast(self.name.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def memory_now(self) -> int:
+    def memory_so_far(self) -> int:
         """Bytes: the most so far, on a GPU of its tensors, on a CPU of this process."""
         if self.is_cuda:
             import torch

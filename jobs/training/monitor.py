@@ -162,7 +162,7 @@ class Monitor:
             "loss": loss,
             "learning_rate": learning_rate,
             "tokens_per_second": tokens / seconds,
-            "memory": float(self._job.device.memory_now()),
+            "memory": float(self._job.device.memory_so_far()),
             **measures,
         }
         if grad_norm is not None and math.isfinite(grad_norm):

@@ -113,7 +113,7 @@ class _Crew:
 
     def _step(self, rows: Sequence[list[Row]]) -> _Step:
         """Begin it: nothing here waits for a GPU, but for a run's first few passes, which may be timed (passes.py)."""
-        self._give_back(sum(len(row) for own in rows for row in own))
+        self._give_back(rows)
         recorded = self._passes.recording_seconds
         losses = self._gradients(rows)
         if once := max(0.0, self._passes.recording_seconds - recorded):
@@ -135,13 +135,14 @@ class _Crew:
             arrived.record()
         return _Step(rows, found, arrived)
 
-    def _give_back(self, tokens: int) -> None:
-        """On a CPU, what earlier steps have freed: it lies in pieces that steps of other sizes do not fill. Not before
-        each of them, since taking it anew can take as long as a third of a small step: before the longest so far, and
-        now and then; but where a memory limit is to be kept."""
+    def _give_back(self, rows: Sequence[list[Row]]) -> None:
+        """On a CPU, before a step over `rows`, what earlier steps have freed: it lies in pieces that steps of other
+        sizes do not fill. Before each step only where a memory limit is to be kept, since taking it anew can take as
+        long as a third of a small step; else before the longest so far, and now and then."""
         if self._device.is_cuda:
             return
         self._since += 1
+        tokens = sum(len(row) for own in rows for row in own)
         if self._limited or tokens > self._longest or self._since == _STEPS_KEPT:
             give_freed_memory_back()
             self._longest, self._since = max(tokens, self._longest), 0
