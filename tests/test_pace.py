@@ -46,6 +46,15 @@ def test_one_step_is_enough_to_say_something() -> None:
     assert pace.seconds(10, 0) == pytest.approx(15.0)
 
 
+def test_a_step_that_recorded_hides_the_one_before_it_and_does_not_count() -> None:
+    pace = Pace()
+    pace.add(100, 4.0, once=3.0)
+    assert pace.seconds(2, 200) == pytest.approx(2.0)  # better than nothing
+    for once in (0.0, 3.0, 0.0, 3.0):
+        pace.add(100, 2.0 + once * 0.4, once=once)  # the device computed while the host recorded
+    assert pace.seconds(2, 200) == pytest.approx(4.0)
+
+
 def test_longer_rows_to_come_take_longer() -> None:
     pace = Pace()
     for tokens in (100, 200, 300, 400):

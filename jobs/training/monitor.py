@@ -151,7 +151,7 @@ class Monitor:
         """Tell what a step brought; nothing else follows from it. Raises LossIsNotANumber."""
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
-        self._pace.add(tokens, max(0.0, seconds - self._once))
+        self._pace.add(tokens, seconds, self._once)
         self._once = 0.0
         self.progress = self.progress.model_copy(update={"step": step})
         self.current_step = step

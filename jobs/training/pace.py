@@ -16,10 +16,19 @@ _ODD = 4.0  # times the usual seconds: a step that compiled, recorded, or waited
 class Pace:
     def __init__(self) -> None:
         self._steps: deque[tuple[int, float]] = deque(maxlen=_LATEST)
+        self._only_odd = True
 
-    def add(self, tokens: int, seconds: float) -> None:
-        """One step was taken."""
-        self._steps.append((tokens, seconds))
+    def add(self, tokens: int, seconds: float, once: float = 0.0) -> None:
+        """One step was taken. `once`: of its seconds those that no later step will take.
+
+        Such a step counts only until there is another: on a GPU the step before it was computed meanwhile, so that what
+        it took itself is not known.
+        """
+        if not once and self._only_odd:
+            self._steps.clear()
+            self._only_odd = False
+        if not once or self._only_odd:
+            self._steps.append((tokens, max(0.0, seconds - once)))
 
     def seconds(self, steps: int, tokens: float) -> float:
         """What so many further steps with so many tokens in all will take."""

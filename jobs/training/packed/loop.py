@@ -114,9 +114,9 @@ class _Crew:
     def _step(self, rows: Sequence[list[Row]]) -> _Step:
         """Begin it: nothing here waits for a GPU, but for a run's first few passes, which may be timed (passes.py)."""
         self._give_back(rows)
-        recorded = self._passes.recording_seconds
+        before = self._passes.once_seconds
         losses = self._gradients(rows)
-        if once := max(0.0, self._passes.recording_seconds - recorded):
+        if once := max(0.0, self._passes.once_seconds - before):
             for adapter in self._adapters:
                 adapter.monitor.set_aside(once)
         norms = torch.stack([adapter.clip() for adapter in self._adapters])

@@ -61,7 +61,7 @@ class Passes:
         self._sizes: Sizes | None = None
         self._passes = 0
         self._launching = 1.0  # the least share of a timed pass that launching took
-        self.recording_seconds = 0.0  # in all: what no later pass of the same size takes
+        self.once_seconds = 0.0  # in all: what no later pass takes. Recording, and launching before it
         self._whole_answers = any(each.task.sequences > 1 for each in objectives)
         # What weighs whole answers reads its numbers here in between, which no graph can. Recorded passes have memory
         # of their own, so beside larger ones they would cost more than they save.
@@ -84,17 +84,21 @@ class Passes:
             return self._replay(batch, self._sizes.of(pack))
         size = finely(pack, longest, on_gpu=self._device.is_cuda, whole_answers=self._whole_answers)
         batch = filled(batch, size, longest)
-        if self._sizes and number in _TIMED:
-            return self._timed(batch)
+        if self._sizes and number < _TIMED.stop:
+            return self._tried(batch, timed=number in _TIMED)
         return self._compute(self._on_device(self._ready(batch)), pack.rows)
 
-    def _timed(self, batch: dict[str, np.ndarray]) -> torch.Tensor:
-        torch.cuda.synchronize()
+    def _tried(self, batch: dict[str, np.ndarray], *, timed: bool) -> torch.Tensor:
+        """One of the first passes, after which it is known whether the others are recorded."""
+        if timed:
+            torch.cuda.synchronize()
         began = time.perf_counter()
         losses = self._compute(self._on_device(self._ready(batch)))
         launched = time.perf_counter()
-        torch.cuda.synchronize()
-        self._launching = min(self._launching, (launched - began) / (time.perf_counter() - began))
+        if timed:
+            torch.cuda.synchronize()
+            self._launching = min(self._launching, (launched - began) / (time.perf_counter() - began))
+        self.once_seconds += time.perf_counter() - began
         return losses
 
     def _replay(self, batch: dict[str, np.ndarray], size: Size) -> torch.Tensor:
@@ -135,7 +139,7 @@ class Passes:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             losses = self._compute(on_device)
         current.wait_stream(self._stream)
-        self.recording_seconds += time.perf_counter() - began
+        self.once_seconds += time.perf_counter() - began
         return _Recorded(graph, on_device, losses)
 
     def _ready(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
