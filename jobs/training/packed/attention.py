@@ -111,44 +111,61 @@ class _InFull(torch.autograd.Function):
         window: int | None,
     ) -> torch.Tensor:
         found, logsumexp = torch.empty_like(query, memory_format=torch.contiguous_format), []
-        for document in documents:
+        sights = [sight for document in documents for sight in _sights(document, window)]
+        for rows, seen in sights:
             answer, each = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                *_widened(document, query, key, value), 0.0, **_sight(document, window), scale=scaling
+                *_widened(rows, query), *_widened(seen, key, value), 0.0, **_masked(rows, seen, window), scale=scaling
             )
-            found[document] = answer[0].transpose(0, 1)
+            found[rows] = answer[0].transpose(0, 1)
             logsumexp.append(each)
         ctx.save_for_backward(query, key, value, found, *logsumexp)
-        ctx.given = documents, scaling, window
+        ctx.given = sights, scaling, window
         return found
 
     @staticmethod
     def backward(ctx: Any, slope: torch.Tensor) -> Any:
         query, key, value, found, *logsumexp = ctx.saved_tensors
-        documents, scaling, window = ctx.given
-        slopes = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in (query, key, value)]
-        for document, each in zip(documents, logsumexp, strict=True):
-            given, *parts, answer = _widened(document, slope, query, key, value, found)
-            answers = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                given, *parts, answer, each, 0.0, **_sight(document, window), scale=scaling
-            )
-            for whole, part in zip(slopes, answers, strict=True):
-                whole[document] = part[0].transpose(0, 1)
-        return *slopes, None, None, None
+        sights, scaling, window = ctx.given
+        of_query = torch.empty_like(query, memory_format=torch.contiguous_format)
+        of_key, of_value = (torch.zeros_like(part, memory_format=torch.contiguous_format) for part in (key, value))
+        for (rows, seen), each in zip(sights, logsumexp, strict=True):
+            given, asking, answer = _widened(rows, slope, query, found)
+            slopes = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                given, asking, *_widened(seen, key, value), answer, each, 0.0, **_masked(rows, seen, window),
+                scale=scaling,
+            )  # fmt: skip
+            of_asking, of_seen, of_seen_value = (part[0].transpose(0, 1) for part in slopes)
+            of_query[rows] = of_asking
+            of_key[seen] += of_seen
+            of_value[seen] += of_seen_value
+        return of_query, of_key, of_value, None, None, None
 
 
-def _widened(document: slice, *parts: torch.Tensor) -> list[torch.Tensor]:
-    """One document's rows of each [tokens, heads, size] as [1, heads, its tokens, size] in 32 bits."""
-    return [part[document].transpose(0, 1)[None].float() for part in parts]
+def _sights(document: slice, window: int | None) -> list[tuple[slice, slice]]:
+    """Tokens of one document that are computed together, and those that they see. With a window so many at a time: a
+    whole long document's mask alone would be its length squared."""
+    if window is None:
+        return [(document, document)]
+    begins = range(document.start, document.stop, window)
+    return [
+        (slice(begin, end), slice(max(document.start, begin - window + 1), end))
+        for begin, end in ((begin, min(begin + window, document.stop)) for begin in begins)
+    ]
 
 
-def _sight(document: slice, window: int | None) -> dict[str, Any]:
-    """How the kernel is told whom each token of a document sees."""
-    tokens = document.stop - document.start
-    if window is None or tokens <= window:
+def _widened(rows: slice, *parts: torch.Tensor) -> list[torch.Tensor]:
+    """These rows of each [tokens, heads, size] as [1, heads, rows, size] in 32 bits."""
+    return [part[rows].transpose(0, 1)[None].float() for part in parts]
+
+
+def _masked(rows: slice, seen: slice, window: int | None) -> dict[str, Any]:
+    """How the kernel is told which of `seen` each of `rows` sees."""
+    if window is None or rows.start == seen.start:
         return {"is_causal": True}
-    unseen = torch.full((tokens, tokens), -torch.inf).triu_(1)  # what comes later; in place, for long documents' sake
-    unseen.masked_fill_(torch.ones(tokens, tokens, dtype=torch.bool).tril_(-window), -torch.inf)
-    return {"is_causal": False, "attn_mask": unseen}
+    before = rows.start - seen.start
+    hidden = torch.full((rows.stop - rows.start, seen.stop - seen.start), -torch.inf).triu_(before + 1)  # what is later
+    hidden.masked_fill_(torch.ones_like(hidden, dtype=torch.bool).tril_(before - window), -torch.inf)
+    return {"is_causal": False, "attn_mask": hidden}
 
 
 class _Varlen(torch.autograd.Function):
