@@ -17,3 +17,14 @@ def test_the_longest_of_very_many_rows_is_found() -> None:
     assert (found.longest, found.rows) == (3_000, 45_000)
     assert 7 < found.mean < 9
     assert lengths_of(rows.take(np.arange(100))).longest == 11
+
+
+def test_the_longest_of_the_rows_kept_aside_is_told_by_itself() -> None:
+    short, long = (
+        [Row(number, np.zeros(length, dtype=np.int32), np.ones(length, dtype=bool)) for number in range(3)]
+        for length in (20, 700)
+    )
+    found = lengths_of(short, aside=long)
+    assert (found.longest, found.longest_aside, found.rows) == (20, 700, 3)
+    assert lengths_of(long, aside=short).longest_aside == 20
+    assert lengths_of(short).longest_aside == 0

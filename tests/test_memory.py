@@ -248,6 +248,11 @@ def test_an_evaluation_that_needs_more_than_a_recomputed_step_counts() -> None:
         Planner(shape, lora, params, each, GPU, loop="packed").planned()[1] for each in (quiet, measuring)
     )
     assert with_it.total > without.total + 4_000 * shape.vocab_size
+    # Where it is known which rows are kept aside, what counts is their longest, not the one trained on.
+    short = Lengths(longest=500, mean=300, spread=100, rows=1_000)
+    aside = [short.model_copy(update={"longest_aside": longest}) for longest in (500, 8_000)]
+    totals = [Planner(shape, lora, params, measuring, GPU, each, loop="packed").planned()[1].total for each in aside]
+    assert totals[1] > totals[0] + 4_000 * shape.vocab_size
 
 
 def test_an_evaluation_widens_few_logits_at_a_time_and_measures_the_same() -> None:

@@ -30,6 +30,7 @@ class Lengths(Frozen):
     mean: float  # of a row, with all its texts
     spread: float  # of a row: the standard deviation
     rows: int = 0  # 0 where they were not counted
+    longest_aside: int = 0  # of one text that is kept aside for validation; where it is not known which are, 0
 
     @classmethod
     def all(cls, length: int, sequences: int = 1) -> Lengths:
@@ -63,6 +64,11 @@ class Case:
     def longest(self) -> int:
         """Tokens of the longest text."""
         return min(self.training.max_length, self.lengths.longest)
+
+    @property
+    def longest_evaluated(self) -> int:
+        """Tokens of the longest text that is read without being trained on."""
+        return min(self.training.max_length, self.lengths.longest_aside or self.lengths.longest)
 
     @property
     def micro_batch_tokens(self) -> int:

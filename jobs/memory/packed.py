@@ -101,7 +101,7 @@ def _evaluated(case: Case) -> int:
     their logarithms."""
     if not case.training.validation_percent:
         return 0
-    row = case.longest * case.sequences
+    row = case.longest_evaluated * case.sequences
     tokens = max(row, min(EVALUATED_AT_ONCE, case.training.batch_size * row))
     return (tokens * case.width + min(tokens, WIDENED) * 2 * FP32) * case.shape.vocab_size
 

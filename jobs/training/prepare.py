@@ -133,7 +133,7 @@ class Preparation:
             params,
             spec.training,
             hardware,
-            lengths_of(train),
+            lengths_of(train, validation),
             task.sequences,
             task.new_head(setting.params, shape, len(setting.labels)),
             choice.loop,
