@@ -25,12 +25,13 @@ class Earlier(Frozen):
     resumed: float | None = None
 
 
-def predicted_seconds(earlier: Earlier, tokens: float, evaluations: int) -> float | None:
+def predicted_seconds(earlier: Earlier, tokens: float, evaluations: int, slower: float = 1.0) -> float | None:
     """How long a run over so many tokens takes; None where the earlier one took too few steps.
 
     Each evaluation is taken to pause it as long as those that stood between two steps usually did. What else the
     earlier one took besides its steps (loading, measuring before them, the last evaluation, saving) is taken to come
-    again. `evaluations`: how many this one makes, 0 where it keeps no rows aside.
+    again. `evaluations`: how many this one makes, 0 where it keeps no rows aside. `slower`: how many times as long it
+    takes for a token, to save memory.
     """
     steps, pauses = [], []
     for before, after, rate in zip(earlier.times, earlier.times[1:], earlier.rates[1:], strict=False):
@@ -55,7 +56,7 @@ def predicted_seconds(earlier: Earlier, tokens: float, evaluations: int) -> floa
     if pauses:  # all together they took no more than the run did besides its steps
         pause = min(max(0.0, statistics.median(pauses) - a_step), besides / len(pauses))
     once = besides - pause * len(pauses)
-    return tokens / rate + max(0, evaluations - 1) * pause + once if rate > 0 else None
+    return slower * tokens / rate + max(0, evaluations - 1) * pause + once if rate > 0 else None
 
 
 def tokens_seen(train_rows: int, steps: int, rows_a_step: int, epochs: float, tokens_a_row: float) -> float:

@@ -23,7 +23,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="quick",
             label="Quick",
-            help="A minute or two on a small model: shows whether the data teaches what you mean.",
+            help="At most 80 steps: shows soon whether the data teaches what you mean.",
             training={"epochs": 2, "min_steps": 80, "max_steps": 80, "evaluations": 2},
             size=0,
         ),

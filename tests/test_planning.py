@@ -301,6 +301,20 @@ def test_the_time_comes_from_the_most_alike_of_the_earlier_runs_here(service: Se
     assert service.planning.plan(draft).seconds is None, "rows that nobody has counted take nobody knows how long"
 
 
+def test_a_run_that_computes_layers_twice_is_said_to_take_longer_than_one_that_does_not(
+    service: Service, draft: Draft
+) -> None:
+    check = preflight(rows=20, good_rows=20, tokens=2_000, longest=100)
+    ended_run(service, draft, seconds_a_step=2.0, slowdown=1.0)
+    without, twice = (service.planning.plan(each, check).seconds for each in (draft, changed(draft, recompute="on")))
+    assert without and twice
+    factor = 1 + (twice[0] - without[0]) / (18 * 24 * 100 / 50)
+    assert 1.25 < factor < 1.5
+    ended_run(service, changed(draft, recompute="on"), seconds_a_step=2.0 * factor, slowdown=factor)
+    again = service.planning.plan(changed(draft, recompute="on"), check).seconds
+    assert again == pytest.approx(twice, rel=1e-3), "where the earlier one did so, too, it tells its time as it is"
+
+
 def test_who_keeps_no_rows_aside_waits_for_no_evaluation(service: Service, draft: Draft) -> None:
     check = preflight(rows=20, good_rows=20, tokens=2_000, longest=100)
     ended_run(service, draft, seconds_a_step=2.0)

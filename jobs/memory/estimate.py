@@ -129,6 +129,11 @@ class Planner:
         """What a step costs with this plan, to compare it with others of as many rows a step."""
         return packed_cost(self._case, plan) if self._packed else plain_cost(self._case, plan)
 
+    def slowdown(self, plan: MemoryPlan) -> float:
+        """How many times as long a step takes with this plan as where nothing is saved."""
+        least = self.cost(MemoryPlan(pack_tokens=self._case.most_pack_tokens))
+        return self.cost(plan) / least if least else 1.0  # rows of no tokens cost nothing
+
     def of(self, plan: MemoryPlan) -> Estimate:
         """The peak with this plan."""
         parts, case = self._parts(plan), self._case

@@ -20,11 +20,18 @@ class Paces:
         self._known: dict[tuple[int, int], Earlier] = {}  # by run and attempt: what has ended stays as it is
 
     def seconds(
-        self, base_model_id: int, loop: str, hardware: Hardware, method: str, settings: dict[str, Any], tokens: float
+        self,
+        base_model_id: int,
+        loop: str,
+        hardware: Hardware,
+        method: str,
+        settings: dict[str, Any],
+        tokens: float,
+        slowdown: float,
     ) -> tuple[float, float] | None:
         """The least and the most of a run over so many tokens, as those tell that are the most alike: a run takes the
         longer the more else the machine has to do. None where no earlier one is like it. `settings`: as RunSpec holds
-        them."""
+        them; `slowdown`: jobs.memory.estimate.Planner's."""
         told: list[float] = []
         closest = 0
         training = settings["training"]
@@ -54,7 +61,8 @@ class Paces:
                         seconds=run.trained_seconds,
                         resumed=run.attempt_at.timestamp() if run.attempt > 1 and run.attempt_at else None,
                     )
-                seconds = predicted_seconds(self._known[key], tokens, evaluations)
+                slower = slowdown / (run.hardware or {}).get("slowdown", slowdown)  # older runs do not tell theirs
+                seconds = predicted_seconds(self._known[key], tokens, evaluations, slower)
                 if seconds is not None:
                     told.append(seconds)
                     closest = likeness[run.id]

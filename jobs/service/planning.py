@@ -213,9 +213,11 @@ class Planning:
         if trainable is not None and head:
             trainable += head
         needs, enough = None, None
-        loop = None
+        loop, slowdown = None, 1.0
         if run := self._run(parts, check):
-            memory_plan, needs = run.planned(hardware)
+            planner = run.planner(hardware)
+            memory_plan, needs = planner.planned()
+            slowdown = planner.slowdown(memory_plan)
             if forbidden := problem(run.choice(hardware), run.task, run.method, run.params):
                 problems.append(forbidden)
             loop = run.choice(hardware).with_plan(memory_plan, run.trained.layers)
@@ -237,7 +239,7 @@ class Planning:
                 "training": training.model_dump(),
                 "method_params": run.params.model_dump(),
             }
-            seconds = self._paces.seconds(base.id, loop.loop, hardware, draft.method, settings, tokens)
+            seconds = self._paces.seconds(base.id, loop.loop, hardware, draft.method, settings, tokens, slowdown)
             untold = seconds is None
         spec = None
         if not problems and base and dataset and mapping and training and method and method_params and task_params:

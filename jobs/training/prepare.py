@@ -70,6 +70,7 @@ class Preparation:
         self.device: load.Device | None = None
         self.hardware: Hardware | None = None
         self.choice: loops.Choice | None = None
+        self.slowdown = 1.0  # of a step, by what saves memory
         self.left_out = 0  # rows
         self.trainable = self.total = 0  # parameters
 
@@ -138,7 +139,9 @@ class Preparation:
             task.new_head(setting.params, shape, len(setting.labels)),
             choice.loop,
         )
-        plan, _ = planner(1).planned()
+        alone = planner(1)
+        plan, _ = alone.planned()
+        self.slowdown = alone.slowdown(plan)
         choice = self.choice = choice.with_plan(plan, shape.layers)
         logger.info(choice.why)
         self._say(f"Attaching {method.label}")

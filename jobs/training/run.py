@@ -137,7 +137,12 @@ class Attempt:
                 trainable_parameters=preparation.trainable,
                 total_parameters=preparation.total,
                 hardware=preparation.hardware.model_dump()
-                | {"dtype": str(job.device.dtype).removeprefix("torch."), "loop": choice.loop, "loop_why": choice.why},
+                | {
+                    "dtype": str(job.device.dtype).removeprefix("torch."),
+                    "loop": choice.loop,
+                    "loop_why": choice.why,
+                    "slowdown": round(preparation.slowdown, 3),  # for the time of runs like it (jobs.service.paces)
+                },
                 packages=_packages(),
             )
         )
