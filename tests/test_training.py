@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -319,6 +320,50 @@ def test_prompts_that_cannot_be_answered_do_not_end_the_run(
     files = make_run(tmp_path / "run", tiny_llama, prompts=("Where is ship 3?",))
     assert train_here(files).state == "completed"
     assert "could not be answered" in caplog.text
+
+
+@pytest.mark.parametrize("loop", ["auto", "plain"])
+def test_the_time_left_holds_the_answers_to_come_before_the_first_is_given(
+    tmp_path: Path, tiny_llama: Path, loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs.training.prompts import FixedPrompts
+
+    def slow(self: FixedPrompts) -> None:
+        self._tried, self.seconds = True, 1_000.0
+
+    monkeypatch.setattr(FixedPrompts, "try_out", slow)
+    files = make_run(tmp_path / "run", tiny_llama, prompts=("Where is ship 3?",), training={"loop": loop})
+    assert train_here(files).state == "completed"
+    told = [event for event in events(files) if isinstance(event, Metrics)]
+    left = {event.step: event.eta_seconds for event in told if event.eta_seconds is not None}
+    first, *more = sorted(event.step for event in events(files) if isinstance(event, Answers))
+    assert more, "it answers twice"
+    # The base answers with the first; what the first ones took is what the others are taken to take.
+    assert 1_000 * (2 + len(more)) < left[2] < 1_000 * (2 + len(more)) + 600
+    assert left[first + 1] < 600
+
+
+def test_a_few_tokens_tell_how_long_answers_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from jobs.training import prompts
+    from jobs.training.load import Device
+
+    now = [0.0]
+
+    def write(model: Any, tokenizer: Any, texts: Any, tokens: int) -> list[str]:
+        now[0] += (5.0 if not now[0] else 0.0) + 0.2 + 0.1 * tokens  # wakes up, reads, writes
+        return [""] * len(texts)
+
+    monkeypatch.setattr(prompts, "write", write)
+    monkeypatch.setattr(prompts.time, "perf_counter", lambda: now[0])
+    cpu = Device(torch.device("cpu"), torch.float32)
+    asked = prompts.FixedPrompts(torch.nn.Linear(1, 1), lambda text: {"input_ids": [1]}, ("Ho?", "Hm?"), False, cpu)
+    assert asked.untried and asked.seconds_to_come == 0
+    asked.try_out()
+    assert not asked.untried
+    assert asked.seconds == pytest.approx(0.2 + 0.1 * prompts.MAX_NEW_TOKENS)
+    assert asked.seconds_to_come == pytest.approx(2 * asked.seconds), "the base answers, too"
 
 
 def test_a_plain_text_run_goes_on_from_its_prompts(tmp_path: Path, tiny_llama: Path) -> None:

@@ -67,7 +67,7 @@ class Monitor:
         self._pace = Pace()
         self._once = 0.0  # seconds that `set_aside` was told of
         self._row_tokens = _mean_length(job)
-        self._pause_seconds = 0.0  # of the latest evaluation
+        self._evaluation_seconds: float | None = None  # of the latest, with what is saved then
         self._mark = self._saved = time.perf_counter()
 
     def begin(self) -> None:
@@ -110,15 +110,18 @@ class Monitor:
             self.ended = Ended.COMPLETED
         elif patience and self.progress.evaluations_without_fall >= patience:
             self.ended = Ended.EARLY
+        if evaluating:
+            self._evaluation_seconds = time.perf_counter() - pause
         if evaluating and self._prompts and (last or not self._stop):
             self._answer()
+        elif self._prompts.untried and not last and not self._stop:
+            self._try_prompts()
         if not self.ended and self._stop:
             if not evaluating and not stopping:  # asked for just now
                 self._save(None, save_state)
             self.ended = Ended.STOPPED
         if evaluating and not self.ended:
             self._events.append(Phase(text="Training"))
-            self._pause_seconds = time.perf_counter() - pause
         self._mark = time.perf_counter()
         if self.ended is None:
             self.current_step = step + 1
@@ -135,6 +138,7 @@ class Monitor:
             step in self._evaluations
             or step >= self._job.total_steps
             or bool(self._stop)
+            or self._prompts.untried
             or time.perf_counter() - self._saved >= CHECKPOINT_SECONDS
         )
 
@@ -199,9 +203,19 @@ class Monitor:
         steps = job.total_steps - step
         an_epoch = training.steps_an_epoch(len(job.train))
         tokens = steps * len(job.train) / max(1, an_epoch) * self._row_tokens
-        return self._pace.seconds(steps, tokens) + self._pause_seconds * sum(
-            1 for evaluation in self._evaluations if evaluation > step
-        )
+        return self._pace.seconds(steps, tokens) + self._seconds_of_pauses(step)
+
+    def _seconds_of_pauses(self, step: int) -> float:
+        """What the evaluations after `step` will take, with saving and answering the fixed prompts."""
+        job, prompts = self._job, self._prompts
+        pauses = sum(1 for evaluation in self._evaluations if evaluation > step)
+        if not pauses:
+            return 0.0
+        a_pause = self._evaluation_seconds
+        if a_pause is None:  # reading rows is a third of the work of training on them
+            steps = job.spec.training.steps_an_epoch(len(job.validation)) if job.validation else 0
+            a_pause = self._pace.seconds(steps, len(job.validation) * self._row_tokens) / 3 if steps else 0.0
+        return pauses * a_pause + (pauses - 1) * prompts.seconds + prompts.seconds_to_come
 
     def _worth_measuring(self) -> bool:
         """Whether to measure the untrained model: not where reading the validation rows, a third of the work of
@@ -216,7 +230,7 @@ class Monitor:
         self._events.append(Phase(text=f"Measuring the untrained model on {len(job.validation):,} rows"))
         began = time.perf_counter()
         scores = job.objective.evaluate(job.model, job.validation, job.spec.training.batch_size, job.device)
-        self._pause_seconds = time.perf_counter() - began
+        self._evaluation_seconds = time.perf_counter() - began
         values = {"eval_loss": scores.loss, **scores.values}
         for name in job.objective.task.unknown_before:
             values.pop(name, None)
@@ -253,6 +267,13 @@ class Monitor:
         step = self.progress.step
         best = eval_loss is not None and self.progress.best_step == step
         self._events.append(CheckpointEvent(step=step, best=best, eval_loss=eval_loss))
+
+    def _try_prompts(self) -> None:
+        """After the first step, which someone waits for: how long answering takes tells how long the rest does."""
+        try:
+            self._prompts.try_out()
+        except Exception:
+            logger.exception("The fixed prompts could not be tried; training goes on.")
 
     def _answer(self) -> None:
         self._events.append(Phase(text="Answering the fixed prompts"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,12 +15,14 @@ from jobs.training.writing import write
 
 _LONGEST_PROMPT = 1_024  # tokens; what is longer keeps its end
 MAX_NEW_TOKENS = 48
+_TRIED = 4  # tokens
 
 
 class FixedPrompts:
     """Answers the same prompts again and again. The base answers once: when the tuned model first does, or when asked.
 
-    Training must not notice: mode and random state are as before.
+    Training must not notice: mode and random state are as before. `seconds`: what one model's answers take, 0 until
+    they were tried or given.
     """
 
     def __init__(self, model: Any, tokenizer: Any, prompts: Sequence[str], as_chat: bool, device: Device) -> None:
@@ -30,18 +33,41 @@ class FixedPrompts:
         self._tokens = [self._encode(prompt)[-_LONGEST_PROMPT:] for prompt in prompts]
         self._device = device
         self._base: list[str] | None = None
+        self._tried = False
+        self.seconds = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._prompts)
 
+    @property
+    def untried(self) -> bool:
+        return bool(self._prompts) and not self._tried
+
+    @property
+    def seconds_to_come(self) -> float:
+        """What the next `answers` will take."""
+        return self.seconds * (2 if self._base is None else 1)
+
+    def try_out(self) -> None:
+        """Find out `seconds` from the answers' first few tokens."""
+        self._tried = True
+        took = []
+        with self._undisturbed():
+            for tokens in (1, 1, _TRIED):  # the first wakes libraries up
+                began = time.perf_counter()
+                write(self._model, self._tokenizer, self._tokens, tokens)
+                took.append(time.perf_counter() - began)
+        a_token = max(0.0, took[2] - took[1]) / (_TRIED - 1)
+        self.seconds = took[1] + (MAX_NEW_TOKENS - 1) * a_token
+
     def answer_as_base(self) -> None:
         """The untrained model's answers, for a run that will leave no base to ask."""
         with self._undisturbed():
-            self._base = self._generate()
+            self._base = self._timed()
 
     def answers(self) -> tuple[PromptAnswer, ...]:
         with self._undisturbed():
-            tuned = self._generate()
+            tuned = self._timed()
             if self._base is None:
                 with self._model.disable_adapter():
                     self._base = self._generate()
@@ -62,6 +88,12 @@ class FixedPrompts:
                 yield
         finally:
             self._model.train(training)
+
+    def _timed(self) -> list[str]:
+        began = time.perf_counter()
+        found = self._generate()
+        self._tried, self.seconds = True, time.perf_counter() - began
+        return found
 
     def _generate(self) -> list[str]:
         texts = write(self._model, self._tokenizer, self._tokens, MAX_NEW_TOKENS)
