@@ -255,6 +255,17 @@ def test_an_evaluation_that_needs_more_than_a_recomputed_step_counts() -> None:
     assert totals[1] > totals[0] + 4_000 * shape.vocab_size
 
 
+def test_beside_recorded_passes_an_evaluation_has_memory_of_its_own() -> None:
+    shape, lora = llama("1b"), method("lora")
+    quiet = TrainingParams(batch_size=3, max_length=512, validation_percent=0)
+    measuring = quiet.model_copy(update={"validation_percent": 10})
+    case = [
+        Planner(shape, lora, type(lora).Params(), each, GPU, loop="packed").planned()[1].total
+        for each in (quiet, measuring)
+    ]
+    assert case[1] - case[0] >= 3 * 512 * shape.vocab_size * 2, "its logits"
+
+
 def test_an_evaluation_widens_few_logits_at_a_time_and_measures_the_same() -> None:
     torch = pytest.importorskip("torch")
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -16,6 +16,7 @@ from tests.rundirs import make_run, series, train_here
 from tests.test_packed_loop import packed_model, random_rows, run_in, started, tensors, with_lora
 
 torch = pytest.importorskip("torch")
+from jobs.training.objective import Objective  # noqa: E402
 from jobs.training.packed.model import PackedModel  # noqa: E402
 from jobs.training.packed.packs import lay_out  # noqa: E402
 from jobs.training.packed.passes import Passes  # noqa: E402
@@ -71,6 +72,32 @@ def test_a_step_that_runs_out_of_memory_is_taken_again_and_the_curve_is_the_same
         one, other = series(calm, name), series(tried, name)
         assert set(one) == set(other) and len(one) > 1
         assert other == pytest.approx(one, rel=1e-5), name
+
+
+@pytest.mark.parametrize("loop", ["auto", "plain"])
+def test_memory_that_runs_out_in_an_evaluation_does_not_end_the_run(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, loop: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    settings = {"batch_size": 4, "max_length": 48, "validation_percent": 30}
+    runs = [run_in(loop, tmp_path / name, tiny_llama, training=settings) for name in ("calm", "tried")]
+    assert train_here(runs[0]).state == "completed"
+    real = Objective.collate
+    together: list[int] = []
+
+    def collate(self: Objective, rows: Any) -> Any:
+        if torch.is_inference_mode_enabled():
+            together.append(len(rows))
+            if len(rows) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 656.00 MiB.")
+        return real(self, rows)
+
+    monkeypatch.setattr(Objective, "collate", collate)
+    assert train_here(runs[1]).state == "completed"
+    assert max(together) > 2 and together.count(1) > 4
+    assert "one at a time" in caplog.text and not _OOM_WORDS.search(caplog.text)
+    one, other = (series(files, "eval_loss") for files in runs)
+    assert len(one) > 1 and other == pytest.approx(one, rel=1e-4)
 
 
 def test_what_a_task_follows_is_not_counted_twice(

@@ -533,3 +533,47 @@ def test_other_methods_learn_preferences_too(name: str, method: str, tmp_path: P
     assert margins[-1] > margins[0]
     if name == "dpo":  # the reference is the untouched base, although PiSSA and full fine-tuning change it
         assert series(files, "loss")[1] == pytest.approx(math.log(2), rel=1e-3)
+
+
+def test_the_reference_reads_no_more_tokens_at_once_than_an_evaluation(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It makes logits of whole answers before there is a memory plan: a large micro-batch was read all at once."""
+    import numpy as np
+    from transformers import AutoModelForCausalLM
+
+    from jobs.tasks import comparing
+    from jobs.training import loss
+    from jobs.training.data import Row
+    from jobs.training.load import Device
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama).float()
+    draw = np.random.default_rng(0)
+
+    def text(number: int, length: int) -> Row:
+        return Row(number, draw.integers(5, 60, length).astype(np.int32), np.arange(length) > 2)
+
+    rows = [text(number, int(length)) for number, length in enumerate(draw.integers(5, 30, 24))]
+    pairs = [[row, text(row.number, len(row))] for row in rows]
+    sizes: list[int] = []
+    real = loss.answer_log_probs
+
+    def read(model: Any, batch: dict[str, Any]) -> Any:
+        sizes.append(batch["input_ids"].numel())
+        return real(model, batch)
+
+    monkeypatch.setattr(loss, "answer_log_probs", read)
+    device = Device(torch.device("cpu"), torch.float32)
+    found, heard = [], []
+    for most in (10_000, 100):
+        sizes.clear()
+        heard.clear()
+        monkeypatch.setattr(comparing, "EVALUATED_AT_ONCE", most)
+        told = comparing.reference(
+            model, rows, lambda place: pairs[place], 2, 3,
+            device=device, batch_size=16, progress=lambda done, of: heard.append(done),
+        )  # fmt: skip
+        found.append(told.log_probs)
+        assert heard[-1] == len(rows) and heard == sorted(heard)
+        assert max(sizes) <= most
+    assert len(sizes) > 6 and np.allclose(*found, atol=1e-4)

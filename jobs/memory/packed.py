@@ -60,11 +60,15 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
         # and weights that are unpacked or turned.
         activations += 4 * tokens * shape.hidden_size * width
         logits = min(tokens, CHUNK) * shape.vocab_size * logit
-        behind = tokens * behind_a_token + _unpacked(case, plan)
+        behind = max(0, tokens * behind_a_token + _unpacked(case, plan) - logits)
+        if on_gpu and recorded(case, plan):
+            besides = behind + evaluated  # recorded passes keep their memory to themselves
+        else:
+            besides = max(behind, evaluated - activations - logits)
         return Kept(
             activations=int(activations),
             logits=logits,
-            workspace=max(0, int(behind - logits), int(evaluated - activations - logits))
+            workspace=int(besides)
             + (_slack(case, plan, activations + logits) if on_gpu else _cpu_slack(case, activations, logits)),
         )
 
@@ -98,8 +102,9 @@ def _unpacked(case: Case, plan: MemoryPlan) -> int:
 
 def _evaluated(case: Case) -> int:
     """Bytes of an evaluation, in which nothing is kept but all logits are made; of some at a time also widened, and
-    their logarithms."""
-    if not case.training.validation_percent:
+    their logarithms. What compares texts is read so before the first step, too, also where nothing is kept aside
+    (jobs.tasks.comparing)."""
+    if not case.training.validation_percent and case.sequences == 1:
         return 0
     row = case.longest_evaluated * case.sequences
     tokens = max(row, min(EVALUATED_AT_ONCE, case.training.batch_size * row))

@@ -7,7 +7,7 @@ one (those too that change the base as they attach), and a step costs no pass th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from jobs.data.rendering import Rendered, render_answers
 from jobs.data.turns import Turn
 from jobs.errors import RowProblem
+from jobs.memory.packed import EVALUATED_AT_ONCE
 from jobs.tasks.base import Encoded
 
 if TYPE_CHECKING:
@@ -86,23 +87,36 @@ def reference(
     )
     found = np.full((len(rows), most), np.nan, dtype=np.float32)
     order = np.argsort(lengths, kind="stable")  # little padding
-    together = max(1, 2 * batch_size // most)
     training = model.training
     model.eval()
     try:
         with torch.inference_mode(), device.autocast():
-            for start in range(0, len(order), together):
-                places = order[start : start + together].tolist()
+            done = 0
+            for places in _batches(order, lengths * most, max(1, 2 * batch_size // most)):
                 texts = {(place, which): text for place in places for which, text in enumerate(texts_of(place))}
                 batch = collate(list(texts.values()), pad_token_id)
                 batch = {name: value.to(device.name) for name, value in batch.items()}
                 for at, value in zip(texts, answer_log_probs(model, batch).tolist(), strict=True):
                     found[at] = value
-                progress(start + len(places), len(rows))
+                done += len(places)
+                progress(done, len(rows))
     finally:
         model.train(training)
     by_number = np.argsort(numbers)
     return Reference(numbers[by_number], by_number, found)
+
+
+def _batches(order: np.ndarray, tokens: np.ndarray, size: int) -> Iterator[list[int]]:
+    """Places in their order, at most `size` at a time, and no more tokens, padding included, than an evaluation reads
+    at once: all of them may have logits. `tokens`: of each place's row, ascending in this order."""
+    batch: list[int] = []
+    for place in order.tolist():
+        if len(batch) == size or (batch and (len(batch) + 1) * tokens[place] > EVALUATED_AT_ONCE):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 def answer_lengths(labels: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from jobs.training.load import Device
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,25 @@ class Objective:
         return values
 
     def evaluate(self, model: Any, rows: Sequence[Row], batch_size: int, device: Device) -> Scores:
-        """The task's measures over `rows`. Leaves the model in the mode it was in."""
+        """The task's measures over `rows`. Leaves the model in the mode it was in.
+
+        Where memory runs out the rows are read once more, one at a time: hours of training are worth the wait.
+        """
+        import torch
+
+        try:
+            return self._evaluated(model, rows, batch_size, device)
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            # Not in the words by which jobs.postmortem knows what ended a run: this one goes on.
+            logger.info("Memory ran out while rows were read together; now they are read one at a time.")
+        gc.collect()  # out of `except`: what failed no longer holds what it had made
+        if device.is_cuda:
+            torch.cuda.empty_cache()
+        return self._evaluated(model, rows, 1, device)
+
+    def _evaluated(self, model: Any, rows: Sequence[Row], batch_size: int, device: Device) -> Scores:
         import torch
 
         training = model.training
