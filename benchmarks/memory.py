@@ -214,7 +214,7 @@ def predicted(setting: Setting, hardware: Hardware) -> dict[str, Any]:
     """What the page would say before Start."""
     chosen, params, training = method(setting.method), params_of(setting), training_of(setting)
     shape = shape_of_model(setting.shape)
-    loop = choose(training, task("text"), chosen, params, shape.model_type, hardware.compute).loop
+    loop = choose(training, task("text"), chosen, params, shape, hardware).loop
     counts = [min(len(text), setting.length) for text in rows(setting, setting.batch * training.max_steps)]
     lengths = Lengths(
         longest=max(counts), mean=statistics.fmean(counts), spread=statistics.pstdev(counts), rows=len(counts)

@@ -228,7 +228,7 @@ def main() -> None:
                         children[soon] = Child(soon, sites, folder)
                 model = make_model_apart(name.split()[0], options.models or folder)
                 try:
-                    job = make_job(name, model, hardware.compute.split()[1], options.steps)
+                    job = make_job(name, model, hardware.dtype, options.steps)
                     found[name] = {"hardware": hardware.name, **measure(children[name], job)}
                     print(f"{time.monotonic() - began:.0f} s", name, json.dumps(found[name]), flush=True)
                 except (ChildProcessError, BrokenPipeError) as failed:

@@ -54,7 +54,7 @@ class Run:
         return getattr(self.params, "r", None)
 
     def choice(self, hardware: Hardware) -> Choice:
-        return choose(self.training, self.task, self.method, self.params, self.shape.model_type, hardware.compute)
+        return choose(self.training, self.task, self.method, self.params, self.shape, hardware)
 
     def needs(self, hardware: Hardware) -> Estimate:
         return self.planned(hardware)[1]

@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,12 +35,12 @@ class Hardware(Frozen):
     cores: int
     bf16: bool  # computes bfloat16 in hardware; without it bf16 on a CPU is about 17 times slower than fp32
     fp8: bool = False  # multiplies 8-bit floats with a scale for each row
+    compiles: bool = True  # can build Triton's kernels; asked where there is a GPU to build them for
 
     @property
-    def compute(self) -> str:
-        """The precision a run computes in, as jobs.loops.choose takes it (jobs.training.load.choose_device)."""
-        narrow = "bfloat16" if self.bf16 else "float16" if self.device == "cuda" else "float32"
-        return f"{self.device} {narrow}"
+    def dtype(self) -> str:
+        """The precision a run computes in (jobs.training.load.choose_device)."""
+        return "bfloat16" if self.bf16 else "float16" if self.device == "cuda" else "float32"
 
 
 def this_machine() -> Hardware:
@@ -99,9 +100,19 @@ def _nvidia(moment: int) -> Hardware | None:
             cores=usable_cores(),
             bf16=float(capability) >= 8.0,
             fp8=float(capability) >= 9.0,
+            compiles=can_compile(),
         )
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
+
+
+def can_compile() -> bool:
+    """Whether Triton finds what it builds its launcher with, before its first kernel: a C compiler and Python's
+    headers (triton/runtime/build.py)."""
+    scheme = sysconfig.get_default_scheme()
+    include = sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"]
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return bool(compiler) and Path(include, "Python.h").is_file()
 
 
 @cache

@@ -12,8 +12,10 @@ from jobs.frozen import Frozen
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from jobs.hardware import Hardware
     from jobs.memory.plan import MemoryPlan
     from jobs.methods.base import Method
+    from jobs.shape import ModelShape
     from jobs.spec import RunSpec, TrainingParams
     from jobs.tasks.base import Task
 
@@ -29,6 +31,7 @@ _PACKED = (
 )
 _PLAIN = "Of its two training loops Graft uses the plain one here (transformers' Trainer), because {}."
 _OTHER = "the packed one, which is faster,"
+_WIDEST_HEAD = 256  # of PyTorch's kernel for documents of different lengths
 _CAPPED = ("gemma2",)  # their attention caps its logits, which no kernel for packed rows on a GPU does
 
 
@@ -42,9 +45,10 @@ class Choice(Frozen):
         return Choice(loop=self.loop, why=f"{self.why} {said}") if said else self
 
 
-def choose(training: TrainingParams, task: Task, method: Method, params: Any, model_type: str, compute: str) -> Choice:
-    """`compute`: "float32", "bfloat16" or "float16" with the device before it: "cuda bfloat16"."""
-    reason = _why_plain(training, task, method, params, model_type, compute)
+def choose(
+    training: TrainingParams, task: Task, method: Method, params: Any, shape: ModelShape, hardware: Hardware
+) -> Choice:
+    reason = _why_plain(training, task, method, params, shape, hardware)
     if reason:
         return Choice(loop="plain", why=_PLAIN.format(reason))
     return Choice(loop="packed", why=_PACKED)
@@ -99,8 +103,9 @@ def _sizes(params: Any) -> dict[str, Any]:
 
 
 def _why_plain(
-    training: TrainingParams, task: Task, method: Method, params: Any, model_type: str, compute: str
+    training: TrainingParams, task: Task, method: Method, params: Any, shape: ModelShape, hardware: Hardware
 ) -> str | None:
+    model_type = shape.model_type
     if training.loop == "plain":
         return "you set Training loop to Plain"
     if not task.packs:
@@ -113,8 +118,22 @@ def _why_plain(
         return f"{_OTHER} does not know base weights in 8 bits"
     if method.name == "dora" and params.dropout:
         return f"{_OTHER} does not know DoRA with dropout"
-    if compute.endswith("float16") and not compute.endswith("bfloat16"):
+    return _why_not_on_this_gpu(shape, hardware) if hardware.device == "cuda" else None
+
+
+def _why_not_on_this_gpu(shape: ModelShape, hardware: Hardware) -> str | None:
+    if not hardware.bf16:
         return f"{_OTHER} needs a GPU that computes in bf16, and this one does not"
-    if compute.startswith("cuda") and model_type in _CAPPED:
-        return f"{_OTHER} cannot train models of the kind {model_type} on a GPU: they cap their attention"
+    if not hardware.compiles:
+        return (
+            f"{_OTHER} builds its GPU kernels with a C compiler and Python's headers, and one of them is not installed "
+            "here (on Debian and Ubuntu: sudo apt install gcc python3-dev)"
+        )
+    if shape.model_type in _CAPPED:
+        return f"{_OTHER} cannot train models of the kind {shape.model_type} on a GPU: they cap their attention"
+    if shape.head_dim % 8 or shape.head_dim > _WIDEST_HEAD:
+        return (
+            f"{_OTHER} cannot train models with attention heads of size {shape.head_dim} on a GPU: its kernel takes "
+            f"multiples of 8 up to {_WIDEST_HEAD}"
+        )
     return None

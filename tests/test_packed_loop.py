@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.loops import shape_of_model
 from jobs import loops, methods, tasks
 from jobs.data.columns import Mapping, Shape
 from jobs.events import Started
+from jobs.hardware import processor
 from jobs.loops import FAMILIES
 from jobs.memory.packed import rounded_up
 from jobs.memory.plan import MemoryPlan
@@ -292,28 +294,43 @@ def test_a_run_says_why_it_goes_the_plain_way(tmp_path: Path, tiny_llama: Path) 
     assert "does not know IA3" in started(files).hardware["loop_why"]
 
 
+GPU = {"device": "cuda", "bf16": True}
+
+
 @pytest.mark.parametrize(
-    ("training", "task", "method", "params", "model_type", "compute", "reason"),
+    ("training", "task", "method", "params", "model", "there", "reason"),
     (
-        ({"loop": "plain"}, "chat", "lora", {}, "llama", "cpu float32", "you set Training loop to Plain"),
-        ({}, "kto", "lora", {}, "llama", "cpu float32", "the task Thumbs up and down (KTO)"),
-        ({}, "chat", "ia3", {}, "llama", "cpu float32", "does not know IA3"),
-        ({}, "chat", "lora", {}, "gpt2", "cpu float32", "models of the kind gpt2"),
-        ({}, "chat", "lora", {"base_weights": "8-bit"}, "llama", "cpu float32", "in 8 bits"),
-        ({}, "chat", "dora", {"dropout": 0.1}, "llama", "cpu float32", "DoRA with dropout"),
-        ({}, "chat", "lora", {}, "llama", "cuda float16", "in bf16"),
-        ({}, "chat", "lora", {}, "gemma2", "cuda bfloat16", "cap their attention"),
+        ({"loop": "plain"}, "chat", "lora", {}, {"model_type": "llama"}, {}, "you set Training loop to Plain"),
+        ({}, "kto", "lora", {}, {"model_type": "llama"}, {}, "the task Thumbs up and down (KTO)"),
+        ({}, "chat", "ia3", {}, {"model_type": "llama"}, {}, "does not know IA3"),
+        ({}, "chat", "lora", {}, {"model_type": "gpt2"}, {}, "models of the kind gpt2"),
+        ({}, "chat", "lora", {"base_weights": "8-bit"}, {"model_type": "llama"}, {}, "in 8 bits"),
+        ({}, "chat", "dora", {"dropout": 0.1}, {"model_type": "llama"}, {}, "DoRA with dropout"),
+        ({}, "chat", "lora", {}, {}, GPU | {"bf16": False}, "in bf16"),
+        ({}, "chat", "lora", {}, {"model_type": "gemma2"}, GPU, "cap their attention"),
+        ({}, "chat", "lora", {}, {}, GPU | {"compiles": False}, "apt install gcc python3-dev"),
+        ({}, "chat", "lora", {}, {"head_dim": 100}, GPU, "attention heads of size 100"),
+        ({}, "chat", "lora", {}, {"head_dim": 512}, GPU, "attention heads of size 512"),
     ),
 )
 def test_what_the_packed_loop_does_not_know_goes_the_plain_way(
-    training: Any, task: str, method: str, params: Any, model_type: str, compute: str, reason: str
+    training: Any, task: str, method: str, params: Any, model: Any, there: Any, reason: str
 ) -> None:
     chosen = methods.method(method)
+    shape = shape_of_model("30m").model_copy(update=model)
+    hardware = processor().model_copy(update=there)
     choice = loops.choose(
-        TrainingParams(**training), tasks.task(task), chosen, chosen.Params(**params), model_type, compute
+        TrainingParams(**training), tasks.task(task), chosen, chosen.Params(**params), shape, hardware
     )
     assert choice.loop == "plain"
     assert reason in choice.why
+
+
+def test_a_gpu_takes_the_packed_way_where_everything_is_there() -> None:
+    lora = methods.method("lora")
+    shape, hardware = shape_of_model("llama1b"), processor().model_copy(update=GPU)
+    choice = loops.choose(TrainingParams(), tasks.task("chat"), lora, type(lora).Params(), shape, hardware)
+    assert choice.loop == "packed"
 
 
 def test_every_row_of_an_epoch_is_in_one_step_and_packs_keep_within_their_capacity() -> None:

@@ -159,7 +159,7 @@ def _method_choice(
         trainable = method.trainable(params, left)
         head = task.new_head(type(task).Params(), shape, 0) if task else None
         sequences = task.sequences if task else 1
-        loop = task and choose(training, task, method, params, shape.model_type, hardware.compute).loop
+        loop = task and choose(training, task, method, params, shape, hardware).loop
         needs = Planner(left, method, params, training, hardware, lengths, sequences, head, loop or "plain").planned()[
             1
         ]

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import UserError
-from jobs.hardware import Hardware, pages_of_files_left_out, peak_resident, processor, this_machine, usable_cores
+from jobs.hardware import (
+    Hardware,
+    can_compile,
+    pages_of_files_left_out,
+    peak_resident,
+    processor,
+    this_machine,
+    usable_cores,
+)
 from jobs.memory.estimate import CUDA_CONTEXT
 from jobs.shape import ModelShape, shape_of
 from jobs.spec import BaseModelRef
@@ -97,6 +105,7 @@ def hardware_of(device: Device) -> Hardware:
         cores=usable_cores(),
         bf16=device.dtype is torch.bfloat16,
         fp8=torch.cuda.get_device_capability(device.name) >= (9, 0),
+        compiles=can_compile(),
     )
 
 

@@ -23,6 +23,7 @@ from jobs.hardware import Hardware
 from jobs.memory.estimate import Planner
 from jobs.methods.base import Context, Method
 from jobs.rundir import RunFiles
+from jobs.shape import ModelShape
 from jobs.spec import RunSpec
 from jobs.tasks.base import READERS, Encoded
 from jobs.training import checkpoints as saved
@@ -123,8 +124,9 @@ class Preparation:
         setting = replace(setting, prepared=prepared)
         if device.is_cuda:
             logger.info("Loaded: %.2f GB, %.2f GB at the most", device.memory_used() / 1e9, device.memory_peak() / 1e9)
-        choice = self._choose(task, method, params, model, device, newest)
-        shape = task.body(load.shape_of_model(model))
+        whole = load.shape_of_model(model)
+        choice = self._choose(task, method, params, whole, hardware, newest)
+        shape = task.body(whole)
         if method.quantization(params) == "fp8" and (problems := method.check(params, shape, hardware)):
             raise UserError(problems[0])
         planner = functools.partial(
@@ -237,13 +239,12 @@ class Preparation:
         task: tasks.Task,
         method: Method,
         params: Any,
-        model: Any,
-        device: load.Device,
+        shape: ModelShape,
+        hardware: Hardware,
         newest: saved.Checkpoint | None,
     ) -> loops.Choice:
         """The loop of this attempt. A resumed run goes on in the loop that wrote its checkpoint."""
-        compute = f"{device.name.type} {str(device.dtype).removeprefix('torch.')}"
-        choice = loops.choose(self._spec.training, task, method, params, model.config.model_type, compute)
+        choice = loops.choose(self._spec.training, task, method, params, shape, hardware)
         if forbidden := loops.problem(choice, task, method, params):
             raise UserError(forbidden)
         if newest is None:
