@@ -22,6 +22,11 @@ import psutil
 from jobs.frozen import Frozen
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "quota period" in microseconds, or "max period"
+_CGROUP = Path("/sys/fs/cgroup")
+_CGROUPS = (  # version 2, version 1: limit, use, and what of it a new need would push out
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+)
 _GPU_KEPT = 2.0  # seconds that an answer of nvidia-smi is good for
 
 
@@ -51,13 +56,12 @@ def this_machine() -> Hardware:
 def processor() -> Hardware:
     """The CPU, whatever else there is. Free memory is read now."""
     memory = psutil.virtual_memory()
-    limit = _cgroup_limit()
-    total = min(memory.total, limit) if limit else memory.total
+    limit, used = _container()
     return Hardware(
         device="cpu",
         name=_cpu_name(),
-        memory_total=total,
-        memory_free=min(memory.available, total),
+        memory_total=min(memory.total, limit),
+        memory_free=max(0, min(memory.available, limit - used)),
         cores=usable_cores(),
         bf16=_cpu_bf16(),
     )
@@ -79,12 +83,16 @@ def _nvidia(moment: int) -> Hardware | None:
     """The GPU, asked once a `moment`: the page asks at every change of a setting, and nvidia-smi takes its time."""
     if not shutil.which("nvidia-smi") or _torch_is_for_cpus():
         return None
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if not seen or seen.startswith("-"):  # all GPUs are hidden from torch
+        return None
     try:
         answer = subprocess.run(
             [
                 "nvidia-smi",
                 "--query-gpu=name,memory.total,memory.free,compute_cap",
                 "--format=csv,noheader,nounits",
+                *([] if seen.startswith("MIG-") else [f"--id={seen}"]),  # it does not know parts by name
             ],
             capture_output=True,
             text=True,
@@ -124,13 +132,17 @@ def _torch_is_for_cpus() -> bool:
         return True
 
 
-def _cgroup_limit() -> int | None:
-    """A container's memory limit in bytes, where one is set."""
-    try:
-        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        return None if text == "max" else int(text)
-    except (OSError, ValueError):
-        return None
+def _container() -> tuple[int, int]:
+    """A container's memory limit in bytes, and what is in use in it, without files' pages that nobody needs; no limit
+    and nothing where none is set."""
+    for limit, used, idle in _CGROUPS:
+        try:
+            most = int((_CGROUP / limit).read_text())
+            stat = dict(line.split() for line in (_CGROUP / limit).with_name("memory.stat").read_text().splitlines())
+            return most, int((_CGROUP / used).read_text()) - int(stat.get(idle, 0))
+        except (OSError, ValueError):
+            continue  # no container of this kind, or no limit ("max")
+    return sys.maxsize, 0
 
 
 @cache

@@ -153,10 +153,11 @@ def child_environment() -> dict[str, str]:
     With OpenMP's default spinning a busy neighbour turned a 1.4 s step into 9-27 s; passive waiting costs little.
     Batches are of many sizes: in segments of fixed size a GPU's memory falls to pieces (on an H100 a run that used
     41 GB reserved 61), in growing ones it does not. On a CPU products are compiled for each size, half a megabyte a
-    piece, and both oneDNN and what calls it keep 1,024 of them, of which a step uses some forty.
+    piece, and both oneDNN and what calls it keep 1,024 of them, of which a step uses some forty. GPUs are counted as
+    nvidia-smi counts them, which the page asks.
     """
     return (
-        {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+        {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         | dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), "128")
         | os.environ
         | {

@@ -83,3 +83,74 @@ def test_a_gpu_counts_where_the_installed_torch_can_use_it(
         assert (machine.name, machine.memory_free, machine.bf16) == ("Some GPU", 20000 << 20, True)
     for cached in (hardware._nvidia, hardware._torch_is_for_cpus):
         cached.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [
+        (None, "GPU 0"),
+        ("1", "GPU 1"),
+        ("1,0", "GPU 1"),
+        ("GPU-1f", "GPU GPU-1f"),
+        ("MIG-2", "GPU "),
+        ("", None),
+        ("-1", None),
+    ],
+)
+def test_the_gpu_is_the_one_that_torch_may_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, found: str | None
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        '#!/bin/sh\nfor given in "$@"; do case "$given" in --id=*) id="${given#--id=}";; esac; done\n'
+        'echo "GPU $id, 24576, 20000, 8.6"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(hardware, "_torch_is_for_cpus", lambda: False)
+    hardware._nvidia.cache_clear()
+    machine = hardware._nvidia(0)
+    assert (machine.name if machine else None) == (found.strip() if found else None)
+    hardware._nvidia.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"memory.max": "8000", "memory.current": "5000", "memory.stat": "anon 3000\ninactive_file 1000\n"},
+        {
+            "memory/memory.limit_in_bytes": "8000",
+            "memory/memory.usage_in_bytes": "5000",
+            "memory/memory.stat": "rss 3000\ntotal_inactive_file 1000\n",
+        },
+    ],
+    ids=("v2", "v1"),
+)
+def test_what_a_container_uses_already_is_not_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
+) -> None:
+    (tmp_path / "memory").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(hardware, "_CGROUP", tmp_path)
+    assert (processor().memory_total, processor().memory_free) == (8000, 4000)
+    for name in files:
+        if name.endswith(("max", "limit_in_bytes")):
+            (tmp_path / name).write_text("max" if name.endswith("max") else str((1 << 63) - 4096))
+    assert processor().memory_free > 1 << 20, "no limit"
+
+
+def test_kernels_are_built_only_where_a_compiler_and_the_headers_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sysconfig.get_paths", lambda scheme: {"include": str(tmp_path)})
+    monkeypatch.setenv("CC", "cc")
+    assert not hardware.can_compile()
+    (tmp_path / "Python.h").touch()
+    assert hardware.can_compile()
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not hardware.can_compile()

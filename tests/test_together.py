@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs import loops
-from jobs.events import Metrics
+from jobs.events import Metrics, Started
 from jobs.result import Result
 from jobs.rundir import RunFiles
 from jobs.spec import RunSpec
@@ -75,6 +75,45 @@ def test_each_ends_with_the_weights_that_it_has_alone(method: str, tmp_path: Pat
     assert len(set(steps)) == 3, "they end at different times"
     for one, other in zip(alone, shared, strict=True):
         assert_same(one, other)
+
+
+def test_all_reckon_with_the_memory_that_was_free_before_the_first(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second was taken to need a base of its own beside the one that lies there, and so was told to save memory."""
+    from jobs.training import load
+
+    free = iter((40 << 30, 8 << 30, 7 << 30))
+    machine = load.hardware_of(load.choose_device())
+    monkeypatch.setattr(
+        "jobs.training.load.hardware_of", lambda device: machine.model_copy(update={"memory_free": next(free)})
+    )
+    runs = runs_in(tmp_path, tiny_llama)
+    assert [result.state for result in together(runs)] == ["completed"] * 3
+    told = [event.hardware["memory_free"] for files in runs for event in events(files) if isinstance(event, Started)]
+    assert told == [40 << 30] * 3
+
+
+def test_those_that_are_left_go_on_with_the_plan_that_fitted(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs.training.packed.passes import Passes
+
+    tokens: list[int] = []
+    real = Passes.__call__
+
+    def call(passes: Passes, pack: Any, items: Any) -> Any:
+        losses = real(passes, pack, items)
+        tokens.append(pack.tokens)
+        if len(tokens) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.")
+        return losses
+
+    monkeypatch.setattr(Passes, "__call__", call)
+    runs = runs_in(tmp_path, tiny_llama)
+    assert [result.state for result in together(runs)] == ["completed"] * 3
+    assert len({len(series(files, "loss")) for files in runs}) == 3, "they end at different times"
+    assert max(tokens[2:]) < max(tokens[:2])
 
 
 @pytest.mark.parametrize("after", ((), DIFFERENT[1:2]), ids=("one other", "two others"))

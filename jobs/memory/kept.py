@@ -84,7 +84,7 @@ class Case:
     def step_tokens(self) -> int:
         """Of the longest step."""
         rows = self.training.batch_size * self.training.gradient_accumulation
-        rows *= self.adapters
+        rows = min(rows, self.lengths.rows or rows) * self.adapters
         likely = rows * self.lengths.mean + self._deviations(rows) * self.lengths.spread * rows**0.5
         return int(min(rows * self.longest * self.sequences, max(likely, self.row_tokens)))
 

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from jobs.errors import UserError
 from jobs.hardware import (
     Hardware,
@@ -17,7 +19,7 @@ from jobs.hardware import (
     this_machine,
     usable_cores,
 )
-from jobs.memory.estimate import CUDA_CONTEXT
+from jobs.memory.estimate import CUDA_CONTEXT, PROCESS
 from jobs.shape import ModelShape, shape_of
 from jobs.spec import BaseModelRef
 
@@ -93,7 +95,8 @@ def choose_device() -> Device:
 def hardware_of(device: Device) -> Hardware:
     """What the run computes on, as torch sees it: another GPU than nvidia-smi's first one, or a part of one."""
     if not device.is_cuda:
-        return processor()
+        found, own = processor(), psutil.Process().memory_info().rss  # reckoned with once, in PROCESS
+        return found.model_copy(update={"memory_free": min(found.memory_total, found.memory_free + min(own, PROCESS))})
     import torch
 
     free, total = torch.cuda.mem_get_info(device.name)

@@ -41,6 +41,7 @@ _TELL_SECONDS = 2.0  # between two words of progress
 SAMPLES = 20  # validation rows that each evaluation shows with what was predicted
 
 LoadModel = Callable[..., tuple[Any, tuple[str, ...]]]  # load.load_model, or what does as much
+HardwareOf = Callable[[load.Device], Hardware]  # load.hardware_of, or what does as much
 
 
 class StoppedEarly(Exception):
@@ -59,6 +60,7 @@ class Preparation:
         spec: RunSpec,
         checkpoints: Checkpoints,
         load_model: LoadModel,
+        hardware_of: HardwareOf,
         say: Callable[[str], None],
         give_up: Callable[[], None],
     ) -> None:
@@ -66,6 +68,7 @@ class Preparation:
         self._spec = spec
         self._checkpoints = checkpoints
         self._load_model = load_model
+        self._hardware_of = hardware_of
         self._say = say
         self._give_up = give_up
         self.device: load.Device | None = None
@@ -85,7 +88,7 @@ class Preparation:
         params = method.Params(**spec.method_params)
         self._say("Loading the tokenizer")
         device = self.device = load.choose_device()
-        hardware = self.hardware = load.hardware_of(device)  # what is free before this run takes any
+        hardware = self.hardware = self._hardware_of(device)  # what is free before this run takes any
         tokenizer = with_template(load.load_tokenizer(spec.base_model), task.Params(**spec.task_params))
         self._give_up()
         train, validation = self._rows(task, tokenizer)

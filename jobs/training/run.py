@@ -29,7 +29,7 @@ from jobs.training.checkpoints import Checkpoints, Progress
 from jobs.training.failures import reason
 from jobs.training.loop import Job, TrainingLoop
 from jobs.training.monitor import Ended, Monitor, StopRequest
-from jobs.training.prepare import LoadModel, Preparation, StoppedEarly
+from jobs.training.prepare import HardwareOf, LoadModel, Preparation, StoppedEarly
 
 logger = logging.getLogger(__name__)
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors")
@@ -54,6 +54,7 @@ class Attempt:
         stop: StopRequest,
         loop: TrainingLoop | None = None,
         load_model: LoadModel = load.load_model,
+        hardware_of: HardwareOf = load.hardware_of,
     ) -> None:
         self.result: Result | None = None  # once it has ended
         self._files = files
@@ -61,6 +62,7 @@ class Attempt:
         self._stop = stop
         self._loop = loop
         self._load_model = load_model
+        self._hardware_of = hardware_of
         self._begin = time.monotonic()
         self._events = EventLog(files.events)
         self._spec: RunSpec | None = None
@@ -120,7 +122,7 @@ class Attempt:
         spec = self._spec = _read_spec(files.spec)
         checkpoints = self._checkpoints = Checkpoints(files.checkpoints)
         preparation = self._preparation = Preparation(
-            files, spec, checkpoints, self._load_model, self._say, self._give_up_if_asked
+            files, spec, checkpoints, self._load_model, self._hardware_of, self._say, self._give_up_if_asked
         )
         job, prompts = preparation.make()
         assert preparation.choice and preparation.hardware

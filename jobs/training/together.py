@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -48,7 +49,8 @@ def run_together(runs: Sequence[tuple[RunFiles, int, StopRequest]]) -> list[Resu
     """Train what stands in these run directories, each with the number of its attempt. Never raises: what goes wrong
     is the runs' result."""
     base = SharedBase()
-    attempts = [Attempt(files, number, stop, load_model=base) for files, number, stop in runs]
+    found = functools.cache(load.hardware_of)  # free memory before any of them took some: the base counts once
+    attempts = [Attempt(files, number, stop, load_model=base, hardware_of=found) for files, number, stop in runs]
     apart = _why_apart([files for files, _, _ in runs])
     bodies = [attempt.prepared() for attempt in attempts]
     ready = [body.__enter__() for body in bodies]

@@ -22,12 +22,12 @@ from jobs.training.monitor import Monitor
 from jobs.training.packed.adapter import Adapter
 from jobs.training.packed.model import PackedModel
 from jobs.training.packed.packs import Pack, join, pack_rows, step_rows
-from jobs.training.packed.passes import Passes
+from jobs.training.packed.passes import Passes, can_record, is_small
 from jobs.training.rows import Row
 
 logger = logging.getLogger(__name__)
 
-_SAMPLE = 100  # steps, to see how large their packs are
+_SAMPLE, _SAMPLED = 100, 3_000  # steps, and rows, to see how large their packs are: someone waits for the first loss
 _STEPS_KEPT = 16  # so many may leave freed memory behind
 
 
@@ -50,13 +50,15 @@ def train_together(runs: Sequence[tuple[Job, Monitor]], left: Callable[[int, Exc
             adapters.append(Adapter(place, job, monitor))
         except Exception as error:  # its checkpoint
             left(place, error)
+    tightened: MemoryPlan | None = None
     while adapters:
-        crew = _Crew(adapters)
+        crew = _Crew(adapters, tightened)
         for adapter in adapters:
             adapter.begin()
         if not any(adapter.ended for adapter in adapters):
             crew.step_until_one_ends()
         crew.release()
+        tightened = crew.tightened
         del crew  # with its leaves and recorded passes, before the next one makes its own
         for adapter in adapters:
             if adapter.ended:
@@ -81,9 +83,12 @@ class _Step:
 
 
 class _Crew:
-    """Adapters that step together, until one of them ends."""
+    """Adapters that step together, until one of them ends.
 
-    def __init__(self, adapters: Sequence[Adapter]) -> None:
+    `tightened`: the plan that those before ended with, where memory had run out with the one they began with.
+    """
+
+    def __init__(self, adapters: Sequence[Adapter], tightened: MemoryPlan | None = None) -> None:
         self._adapters = adapters
         self._job = adapters[0].job
         self._device = self._job.device
@@ -93,7 +98,8 @@ class _Crew:
         self._broken = torch.zeros((), device=self._device.name)
         self._limited = any(adapter.job.spec.training.memory_limit_gb for adapter in adapters)
         self._longest, self._since = 0, 0  # tokens of a step; steps since what was freed was given back
-        self._set_up(self._planner.planned()[0])
+        self.tightened = tightened
+        self._set_up(tightened or self._planner.planned()[0])
 
     def step_until_one_ends(self) -> None:
         """On a GPU a step is told while the next one is computed, unless someone must see the weights as they are."""
@@ -193,10 +199,8 @@ class _Crew:
             longest=max(adapter.job.spec.training.max_length for adapter in self._adapters),
             rounded=self._job.method.quantization(self._job.method_params) == "fp8",
         )
-        sample = self._sample() if self._device.is_cuda else []
-        steps = max(adapter.steps_left for adapter in self._adapters)
-        passes = steps * len(sample) // max(1, min(steps, _SAMPLE))
         objectives = [adapter.job.objective for adapter in self._adapters]
+        sample, passes = self._sample() if can_record(self._model, objectives, self._device) else ([], 0)
         self._passes = Passes(self._model, objectives, self._device, sample, passes)
 
     def _gradients(self, rows: Sequence[list[Row]]) -> torch.Tensor:
@@ -234,6 +238,7 @@ class _Crew:
             adapter.weights.gradients.zero_()
             adapter.job.objective.forget_step()
         gc.collect()
+        self.tightened = plan
         self._set_up(plan)
 
     def _packs(self, rows: Sequence[list[Row]]) -> list[Pack]:
@@ -243,11 +248,17 @@ class _Crew:
         of_each = itertools.zip_longest(*(pack_rows(own, share) for own in rows))
         return [join({place: pack for place, pack in enumerate(packs) if pack}) for packs in of_each]
 
-    def _sample(self) -> list[Pack]:
-        """The packs of the first steps."""
+    def _sample(self) -> tuple[list[Pack], int]:
+        """The packs of the first steps, up to the first that is not small, and about how many there will be in all."""
         ahead = []
         for adapter in self._adapters:
             job = adapter.job
-            steps = step_rows(job.train, job.spec.training, job.total_steps, adapter.monitor.progress.step)
-            ahead.append(itertools.islice(steps, _SAMPLE))
-        return [pack for rows in zip(*ahead, strict=False) for pack in self._packs(rows)]
+            ahead.append(step_rows(job.train, job.spec.training, job.total_steps, adapter.monitor.progress.step))
+        packs: list[Pack] = []
+        steps = seen = 0
+        for rows in zip(*ahead, strict=False):
+            steps, seen = steps + 1, seen + sum(map(len, rows))
+            packs += self._packs(rows)
+            if seen >= _SAMPLED or steps == _SAMPLE or not is_small(packs[-1], self._model):
+                break
+        return packs, max(adapter.steps_left for adapter in self._adapters) * len(packs) // max(1, steps)

@@ -73,8 +73,9 @@ class PackedModel:
         self._embedding = hosted.move(decoders) if self._moves_embedding(plan) else None
         self._forwards = self._forwards_of(decoders, plan)
         # What draws random numbers again when it is recomputed reads the generator's state, which no graph can; nor can
-        # it wait for the host's memory.
-        self.recordable = not (self._random and plan.recomputed) and not plan.offloaded
+        # it wait for the host's memory, or for how long a sequence is, on which some turn their queries and keys.
+        waits = plan.offloaded or _turns_by_length(self._decoder.config)
+        self.recordable = not (self._random and plan.recomputed) and not waits
         self.layers = len(self._forwards)
         self.operations_a_token = 2 * sum(parameter.numel() for parameter in base.parameters())
 
@@ -168,6 +169,12 @@ def _parts(model: Any) -> tuple[Any, Any]:
     """(the model with its head, the decoder in it)."""
     base = model.get_base_model()
     return base, getattr(base, base.base_model_prefix)
+
+
+def _turns_by_length(config: Any) -> bool:
+    """Whether its rotary embedding looks at how long a sequence is, and so waits for it."""
+    given = getattr(config, "rope_parameters", None) or {}  # of all layers, or by their kind
+    return any(each.get("rope_type") == "dynamic" for each in (given, *given.values()) if isinstance(each, dict))
 
 
 def _value(parameter: torch.nn.Parameter, leaves: OwnLeaves, in_stacks: set[int]) -> torch.Tensor:

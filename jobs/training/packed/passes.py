@@ -42,7 +42,8 @@ class Passes:
     mean losses, [adapters], on the device; its gradients are added to the model's. To be called while the model is
     engaged.
 
-    `objectives`: one for each adapter. `sample`: packs like those to come, `count` in all.
+    `objectives`: one for each adapter. `sample`: packs like those to come, `count` in all; it may end with the first
+    that is not small.
     """
 
     def __init__(
@@ -62,11 +63,9 @@ class Passes:
         self._passes = 0
         self._launching = 1.0  # the least share of a timed pass that launching took
         self.once_seconds = 0.0  # in all: what no later pass takes. Recording, and launching before it
-        self._whole_answers = any(each.task.sequences > 1 for each in objectives)
-        # What weighs whole answers reads its numbers here in between, which no graph can. Recorded passes have memory
-        # of their own, so beside larger ones they would cost more than they save.
-        recordable = device.is_cuda and model.recordable and not self._whole_answers
-        if recordable and all(map(self._is_small, sample)):
+        self._whole_answers = weighs_whole_answers(objectives)
+        # Recorded passes have memory of their own, so beside larger ones they would cost more than they save.
+        if can_record(model, objectives, device) and all(is_small(pack, model) for pack in sample):
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(device.name)
             self._sizes = Sizes(
@@ -111,9 +110,6 @@ class Passes:
         recorded.graph.replay()
         return recorded.losses.clone()
 
-    def _is_small(self, pack: Pack) -> bool:
-        return pack.tokens * self._model.operations_a_token <= LAUNCH_BOUND * self._model.layers
-
     def _compute(self, batch: dict[str, torch.Tensor], rows: Sequence[Row] = ()) -> torch.Tensor:
         self._leaves.begin_pass()
         losses = self._losses(batch, rows)
@@ -152,6 +148,20 @@ class Passes:
 
     def _on_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: tensor.to(self._device.name, non_blocking=True) for name, tensor in batch.items()}
+
+
+def weighs_whole_answers(objectives: Sequence[Objective]) -> bool:
+    """Such a task reads its numbers here in between, which no graph can."""
+    return any(each.task.sequences > 1 for each in objectives)
+
+
+def can_record(model: PackedModel, objectives: Sequence[Objective], device: Device) -> bool:
+    return device.is_cuda and model.recordable and not weighs_whole_answers(objectives)
+
+
+def is_small(pack: Pack, model: PackedModel) -> bool:
+    """Whether launching it may take longer than computing it."""
+    return pack.tokens * model.operations_a_token <= LAUNCH_BOUND * model.layers
 
 
 def arrays(pack: Pack, items: Sequence[int]) -> dict[str, np.ndarray]:
