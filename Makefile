@@ -1,4 +1,5 @@
-# `make run` and `make test` need nothing but Python 3.11, make and git; `make help` lists the rest.
+# `make run` and `make test` need nothing but Python 3.11, make and git (with a GPU gcc and python3-dev, too, for the
+# packed loop); `make help` lists the rest.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -16,7 +17,7 @@ STARTER := $(or $(GRAFT_HOME),graft-data)/models/SmolLM2-135M-Instruct
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export GRADIO_ANALYTICS_ENABLED := False
 
-# Nothing is compiled; seqeval and rouge-score, plain Python, are published without wheels.
+# Nothing is compiled to install it; seqeval and rouge-score, plain Python, are published without wheels.
 WHEELS := --only-binary :all: --no-binary seqeval,rouge-score
 
 # pip shows its downloads on a terminal only.

@@ -1,6 +1,6 @@
 """Predicted against measured peak memory: real training children on random weights of known shapes.
 
-    python -m benchmarks.memory                          # on a GPU 35 settings, from 1 to 8 billion parameters; on a
+    python -m benchmarks.memory                          # on a GPU 38 settings, from 1 to 8 billion parameters; on a
                                                          # CPU those of small shapes
     python -m benchmarks.memory --shapes llama1b --seconds 450
 
@@ -53,10 +53,12 @@ class Setting:
     held: str = "full"  # Base weights
     optimizer: str = "adamw"
     steps: int = 0  # or as many as usual
+    validation: bool = False  # a tenth of the rows is kept aside, and read before the first step and in mid-run
 
     @property
     def words(self) -> str:
         more = [word for word, said in (("recompute", self.recompute), ("varied", self.varied)) if said]
+        more += ["measured"] if self.validation else []
         more += [word for word in (self.loop, self.held, self.optimizer) if word not in ("auto", "full", "adamw")]
         more += [f"in {self.limit:g} GB"] if self.limit else []
         return f"{self.shape:>8} {self.method:>6} {self.batch:>3} x {self.length:<5} {' '.join(more):<17}"
@@ -99,6 +101,9 @@ GPU_GRID = (
     Setting("llama8b", "lora", 17, 2048, varied=True, limit=40),
     Setting("llama8b", "lora", 4, 2048, limit=18.6),
     Setting("llama8b", "qlora", 17, 2048, varied=True, limit=9.1),
+    Setting("llama1b", "lora", 3, 512, varied=True, validation=True),
+    Setting("llama1b", "lora", 34, 2048, varied=True, validation=True),
+    Setting("llama8b", "qlora", 4, 512, validation=True),
 )
 
 # Memory that climbs with each new length is seen only after many steps.
@@ -120,6 +125,9 @@ CPU_GRID = (
     Setting("135m", "dora", 2, 256, recompute=True),
     Setting("135m", "full", 1, 256),
     Setting("135m", "full", 2, 256, optimizer="adamw-8bit"),
+    Setting("135m", "lora", 4, 256, varied=True, steps=40, validation=True),
+    Setting("135m", "lora", 4, 256, varied=True, steps=40, loop="plain", validation=True),
+    Setting("135m", "full", 4, 256, varied=True, optimizer="adamw-8bit", validation=True),
 )
 
 
@@ -199,8 +207,8 @@ def training_of(setting: Setting) -> TrainingParams:
         recompute="on" if setting.recompute else "auto",
         memory_limit_gb=setting.limit,
         optimizer=setting.optimizer,  # type: ignore[arg-type]
-        validation_percent=0,
-        evaluations=1,
+        validation_percent=10 if setting.validation else 0,
+        evaluations=2 if setting.validation else 1,
         loop="plain" if setting.loop == "plain" else "auto",
     )
 

@@ -50,6 +50,7 @@ class Fitting:
             "after": [after.training, after.method_params],
             "changes": [*earlier.get("changes", ()), *found.changes],
             "note": "" if found.changes else _no_change(found),
+            "stuck": not found.changes and not found.fits,
         }
         if said["changes"]:
             said["before"] = earlier.get("before", [now.training, now.method_params])
@@ -70,7 +71,8 @@ class Fitting:
         w = self._widgets
         kept = json.loads(fitting or "null")
         as_fitted = bool(kept) and self._as_fitted(kept, now)
-        can = done is not None and done.can_be_fitted
+        stuck = as_fitted and kept.get("stuck", False)  # pressed again it would change nothing again
+        can = done is not None and done.can_be_fitted and not stuck
         said = _said_html(kept) if as_fitted else f'<p class="hint">{_OFFER}</p>' if can else ""
         return {
             w.fit: gr.Button(visible=can, variant="secondary" if as_fitted else "primary"),

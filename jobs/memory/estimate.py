@@ -153,8 +153,10 @@ class Planner:
         )  # beside what is trained, and its gradients, stand copies
         gradients = trainable * (FP32 + narrow)
         if method.trains_base and case.training.gradient_accumulation == 1:
-            # They grow while activations and logits shrink; the next step's are made after they are gone.
-            gradients = max(0, gradients - kept.activations - kept.logits)
+            # They grow while activations and logits shrink; the next step's are made after they are gone. On a CPU half
+            # of them do not fill the holes that those leave.
+            apart = gradients // 2 if case.hardware.device == "cpu" else 0
+            gradients = max(apart, gradients - kept.activations - kept.logits)
         embeddings = case.shape.embedding_parameters if method.trains_base else 0
         on_cpu = case.hardware.device == "cpu"
         return {

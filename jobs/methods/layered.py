@@ -103,7 +103,7 @@ class LayerMethod(Method):
         if not hardware.fp8:
             return [
                 f"You set Base weights to 8-bit floats, which {hardware.name} does not multiply; an H100 or a newer "
-                "GPU does. Choose full precision, or 4-bit."
+                f"GPU does. Choose full precision{', or 4-bit' if hardware.device == 'cuda' else ''}."
             ]
         return []
 
@@ -111,9 +111,8 @@ class LayerMethod(Method):
         if self.quantization(params) == "none" or hardware.device == "cuda":
             return []
         return [
-            f"{self.label} on a quantized base works on this CPU, but saves nothing here: the whole model is loaded "
-            "before it is quantized, and it computes in 32 bits, somewhat slower. Choose it for a GPU; on a CPU choose "
-            "full precision."
+            f"{self.label} on a quantized base works on this CPU, but saves little here, and computes more slowly: the "
+            "whole model is loaded before it is quantized. Choose it for a GPU; on a CPU choose full precision."
         ]
 
     def attach(self, model: PreTrainedModel, params: Any, context: Context) -> Any:

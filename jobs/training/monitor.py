@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jobs.events import Answers, Evaluation, EventLog, Metrics, Phase
 from jobs.events import Checkpoint as CheckpointEvent
+from jobs.hardware import give_freed_memory_back
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.failures import LossIsNotANumber
 from jobs.training.loop import Job
@@ -102,6 +103,8 @@ class Monitor:
         stopping = not last and bool(self._stop)
         evaluating = step in self._evaluations and not stopping
         pause = time.perf_counter()
+        if evaluating:
+            self._give_back()
         eval_loss = self._evaluate() if evaluating and self._job.validation else None
         if evaluating or stopping or last or pause - self._saved >= CHECKPOINT_SECONDS:
             self._save(eval_loss, save_state)
@@ -121,6 +124,7 @@ class Monitor:
                 self._save(None, save_state)
             self.ended = Ended.STOPPED
         if evaluating and not self.ended:
+            self._give_back()
             self._events.append(Phase(text="Training"))
         self._mark = time.perf_counter()
         if self.ended is None:
@@ -206,9 +210,9 @@ class Monitor:
         return self._pace.seconds(steps, tokens) + self._seconds_of_pauses(step)
 
     def _seconds_of_pauses(self, step: int) -> float:
-        """What the evaluations after `step` will take, with saving and answering the fixed prompts."""
+        """What the evaluations at and after `step` will take, with saving and answering the fixed prompts."""
         job, prompts = self._job, self._prompts
-        pauses = sum(1 for evaluation in self._evaluations if evaluation > step)
+        pauses = sum(1 for evaluation in self._evaluations if evaluation >= step)
         if not pauses:
             return 0.0
         a_pause = self._evaluation_seconds
@@ -259,6 +263,12 @@ class Monitor:
         self.progress = self.progress.model_copy(update=update)
         logger.info("Step %d: validation loss %.4f (lowest %.4f)", step, loss, self.progress.best_eval_loss)
         return loss
+
+    def _give_back(self) -> None:
+        """On a CPU, what steps or an evaluation have freed: in pieces of other sizes than what comes next needs, it
+        would lie there beside it."""
+        if not self._job.device.is_cuda:
+            give_freed_memory_back()
 
     def _save(self, eval_loss: float | None, save_state: Callable[[Path], None]) -> None:
         job = self._job

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
+from jobs.hardware import give_freed_memory_back
 from jobs.training.data import Row, epoch_order
 from jobs.training.loop import Job
 from jobs.training.monitor import Monitor
@@ -135,6 +136,8 @@ class _Steps(TrainerCallback):
             return  # the summary at the end
         state.log_history.clear()  # the events are the history; this one would grow with every checkpoint
         tokens, self._trainer.step_tokens = self._trainer.step_tokens, 0
+        if not self._job.device.is_cuda:
+            give_freed_memory_back()  # steps' lengths differ: what one leaves would lie beside the next one's
         going_on = self._monitor.step_done(
             state.global_step,
             loss=logs["loss"],
