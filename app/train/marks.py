@@ -1,7 +1,8 @@
 """Settings that cannot be, marked at their fields too: a person who types sees it where the eyes are.
 
 The server says which (`marks_html`), the browser puts the words under the field. Found by title: a problem names the
-setting that it is about before anything else.
+setting that it is about before anything else. What says that a run cannot start leads to the first of them in sight, or
+to the words.
 """
 
 from __future__ import annotations
@@ -28,6 +29,14 @@ const mark = () => {
     }
   }
 };
+const seen = (one) => one && one.offsetParent !== null;
+document.addEventListener('click', (event) => {
+  if (!event.target.closest?.('.to-problem')) return;
+  const marked = [...document.querySelectorAll('.field[data-problem]')].find(seen);
+  const told = marked || [...document.querySelectorAll('.note.bad')].find(seen);
+  told?.scrollIntoView({block: 'center', behavior: 'smooth'});
+  marked?.querySelector('input, textarea')?.focus({preventScroll: true});
+});
 new MutationObserver(mark).observe(element, {childList: true, subtree: true, characterData: true});
 """
 

@@ -67,7 +67,8 @@ class Starting:
             **self._fitting.show(fitting, now, done),
             w.words: words_html(done),
             w.start: gr.Button(
-                "Start anyway" if short else "Start training", variant="secondary" if short else "primary"
+                "Start anyway" if short else "Start training",
+                variant="secondary" if short or done.problems else "primary",
             ),
             w.marks: marks_html(done.problems, w.titles(draft.method, draft.task)),
             **self._costs(now, self._checks.get(draft)),

@@ -78,7 +78,8 @@ def state_html(plan: Plan) -> str:
     if plan.problems:
         things = "1 thing" if len(plan.problems) == 1 else f"{len(plan.problems)} things"
         return (
-            f'<div class="state"><span class="badge bad">Cannot start</span><span>{things} to mend first</span></div>'
+            f'<div class="state"><span class="badge bad">Cannot start</span>'
+            f'<button type="button" class="to-problem">{things} to mend first</button></div>'
         )
     if plan.estimate is None:
         return ""
