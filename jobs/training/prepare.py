@@ -93,15 +93,7 @@ class Preparation:
         self._give_up()
         train, validation = self._rows(task, tokenizer)
         self._give_up()
-        setting = Setting(
-            params=task.Params(**spec.task_params),
-            labels=task.labels(itertools.chain(train, validation)),
-            pad_token_id=load.pad_token_id(tokenizer),
-            tokenizer=tokenizer,
-            max_length=spec.training.max_length,
-            facts=task.facts(itertools.chain(train, validation), task.Params(**spec.task_params)),
-            samples=_samples(spec, task, tokenizer, validation),
-        )
+        setting = self._setting(task, tokenizer, train, validation)
         total_steps = spec.training.steps(len(train))
         newest = self._checkpoints.newest()
         self._say(f"Loading {spec.base_model.name}")
@@ -150,31 +142,12 @@ class Preparation:
         choice = self.choice = choice.with_plan(plan, shape.layers)
         logger.info(choice.why)
         self._say(f"Attaching {method.label}")
-        set_seed(spec.training.seed)
-        context = Context(
-            task.peft_task_type,
-            total_steps,
-            spec.base_model.source,
-            spec.base_model.revision,
-            narrow=choice.loop == "packed",
-            computes_in=str(device.dtype).removeprefix("torch."),
-        )
-        model = method.attach(model, params, context)
+        model = self._attached(model, task, method, params, choice.loop, device, total_steps)
         new = heads.train(model, new) if task.head in READERS else ()
-        always = spec.training.recompute == "on"
-        can = always or getattr(model.get_base_model(), "supports_gradient_checkpointing", True)
-        if plan.recomputed and choice.loop == "plain" and can:
-            model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+        if choice.loop == "plain" and plan.recomputed:
+            self._recompute(model)
         self.trainable, self.total = model.get_nb_trainable_parameters()  # knows how many a 4-bit tensor holds
-        as_chat = Shape.TEXT not in task.shapes and bool(tokenizer.chat_template)
-        prompts = FixedPrompts(model, tokenizer, spec.prompts if task.talks else (), as_chat, device)
-        if prompts and not method.keeps_base:
-            self._say("Answering the fixed prompts with the base model")
-            try:
-                prompts.answer_as_base()  # later it is gone
-            except Exception:
-                logger.exception("The base model could not answer the fixed prompts; training goes on without them.")
-                prompts = FixedPrompts(model, tokenizer, (), as_chat, device)
+        prompts = self._fixed_prompts(model, tokenizer, task, method, device)
         if newest:
             self._say(f"Going on after step {newest.step:,}")
             newest.restore(method, model)
@@ -195,6 +168,63 @@ class Preparation:
             new=new,
         )
         return job, prompts
+
+    def _setting(self, task: tasks.Task, tokenizer: Any, train: Sequence[Row], validation: Sequence[Row]) -> Setting:
+        spec = self._spec
+        params = task.Params(**spec.task_params)
+        return Setting(
+            params=params,
+            labels=task.labels(itertools.chain(train, validation)),
+            pad_token_id=load.pad_token_id(tokenizer),
+            tokenizer=tokenizer,
+            max_length=spec.training.max_length,
+            facts=task.facts(itertools.chain(train, validation), params),
+            samples=_samples(spec, task, tokenizer, validation),
+        )
+
+    def _attached(
+        self,
+        model: Any,
+        task: tasks.Task,
+        method: Method,
+        params: Any,
+        loop: loops.LoopName,
+        device: load.Device,
+        total_steps: int,
+    ) -> Any:
+        from transformers import set_seed
+
+        spec = self._spec
+        set_seed(spec.training.seed)
+        context = Context(
+            task.peft_task_type,
+            total_steps,
+            spec.base_model.source,
+            spec.base_model.revision,
+            narrow=loop == "packed",
+            computes_in=str(device.dtype).removeprefix("torch."),
+        )
+        return method.attach(model, params, context)
+
+    def _recompute(self, model: Any) -> None:
+        """Where the model can, or has to: who set Always is told what is in the way."""
+        base = model.get_base_model()
+        if self._spec.training.recompute == "on" or getattr(base, "supports_gradient_checkpointing", True):
+            base.activation_checkpointing_enable({"use_reentrant": False})
+
+    def _fixed_prompts(
+        self, model: Any, tokenizer: Any, task: tasks.Task, method: Method, device: load.Device
+    ) -> FixedPrompts:
+        as_chat = Shape.TEXT not in task.shapes and bool(tokenizer.chat_template)
+        prompts = FixedPrompts(model, tokenizer, self._spec.prompts if task.talks else (), as_chat, device)
+        if prompts and not method.keeps_base:
+            self._say("Answering the fixed prompts with the base model")
+            try:
+                prompts.answer_as_base()  # later it is gone
+            except Exception:
+                logger.exception("The base model could not answer the fixed prompts; training goes on without them.")
+                prompts = FixedPrompts(model, tokenizer, (), as_chat, device)
+        return prompts
 
     def _rows(self, task: tasks.Task, tokenizer: Any) -> tuple[Sequence[Row], Sequence[Row]]:
         """(to train on, for validation)."""

@@ -54,7 +54,7 @@ class Attempt:
         stop: StopRequest,
         loop: TrainingLoop | None = None,
         load_model: LoadModel = load.load_model,
-        hardware_of: HardwareOf = load.hardware_of,
+        hardware_of: HardwareOf | None = None,
     ) -> None:
         self.result: Result | None = None  # once it has ended
         self._files = files
@@ -62,7 +62,7 @@ class Attempt:
         self._stop = stop
         self._loop = loop
         self._load_model = load_model
-        self._hardware_of = hardware_of
+        self._hardware_of = hardware_of or load.hardware_of
         self._begin = time.monotonic()
         self._events = EventLog(files.events)
         self._spec: RunSpec | None = None

@@ -153,6 +153,12 @@ class Playground:
         watch.rest(1)
         page.get_by_role("button", name="How answers are drawn").click()
         self.tokens = number(page, "Maximum tokens")
+        # Gradio writes a field in a section that has just been opened once more, after it was drawn: what was typed
+        # before that is gone. No hand is so fast; Playwright is, where the machine has other work.
+        while self.tokens.input_value() != "7":
+            self.tokens.fill("7")
+            self.tokens.press("Tab")
+            page.wait_for_timeout(400)
 
     def ask(self, press: Callable[[], object], joins: int = 2) -> None:
         """Press, and wait until everything that follows has come: the question is taken, and what answers it ends."""
