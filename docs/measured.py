@@ -175,7 +175,7 @@ def cpu() -> list[str]:
             f"{statistics.median(r[loop]['tokens_per_second'] for r in rounds):.0f}"
             for loop in ("packed", "plain", "trl")
         ]
-        first = statistics.median(r["packed"]["first_loss_s"] for r in rounds)
+        first = round(statistics.median(r["packed"]["first_loss_s"] for r in rounds), 1)
         rows.append([precision, *speeds, str(found["packed over"]["trl"]), str(first)])
     return table(["Precision", "Packed", "Plain", "TRL", "Packed over TRL", "First loss, s (packed)"], rows)
 
