@@ -218,9 +218,10 @@ class Planning:
             planner = run.planner(hardware)
             memory_plan, needs = planner.planned()
             slowdown = planner.slowdown(memory_plan)
-            if forbidden := problem(run.choice(hardware), run.task, run.method, run.params):
+            choice = run.choice(hardware)
+            if forbidden := problem(choice, run.task, run.method, run.params):
                 problems.append(forbidden)
-            loop = run.choice(hardware).with_plan(memory_plan, run.trained.layers)
+            loop = choice.with_plan(memory_plan, run.trained.layers)
             enough = fits(needs, hardware, run.training)
             if not enough:
                 warnings.append(does_not_fit(needs, hardware, run.training))

@@ -7,7 +7,7 @@ one (those too that change the base as they attach), and a step costs no pass th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ def reference(
     """
     import torch
 
-    from jobs.training.data import collate
+    from jobs.training.data import batches, collate
     from jobs.training.loss import answer_log_probs
 
     numbers = np.fromiter((row.number for row in rows), dtype=np.int64, count=len(rows))
@@ -87,36 +87,23 @@ def reference(
     )
     found = np.full((len(rows), most), np.nan, dtype=np.float32)
     order = np.argsort(lengths, kind="stable")  # little padding
+    together = max(1, 2 * batch_size // most)
     training = model.training
     model.eval()
     try:
         with torch.inference_mode(), device.autocast():
-            done = 0
-            for places in _batches(order, lengths * most, max(1, 2 * batch_size // most)):
+            for part in batches((lengths[order] * most).tolist(), together, EVALUATED_AT_ONCE):
+                places = order[part].tolist()
                 texts = {(place, which): text for place in places for which, text in enumerate(texts_of(place))}
                 batch = collate(list(texts.values()), pad_token_id)
                 batch = {name: value.to(device.name) for name, value in batch.items()}
                 for at, value in zip(texts, answer_log_probs(model, batch).tolist(), strict=True):
                     found[at] = value
-                done += len(places)
-                progress(done, len(rows))
+                progress(part.stop, len(rows))
     finally:
         model.train(training)
     by_number = np.argsort(numbers)
     return Reference(numbers[by_number], by_number, found)
-
-
-def _batches(order: np.ndarray, tokens: np.ndarray, size: int) -> Iterator[list[int]]:
-    """Places in their order, at most `size` at a time, and no more tokens, padding included, than an evaluation reads
-    at once: all of them may have logits. `tokens`: of each place's row, ascending in this order."""
-    batch: list[int] = []
-    for place in order.tolist():
-        if len(batch) == size or (batch and (len(batch) + 1) * tokens[place] > EVALUATED_AT_ONCE):
-            yield batch
-            batch = []
-        batch.append(place)
-    if batch:
-        yield batch
 
 
 def answer_lengths(labels: torch.Tensor) -> torch.Tensor:

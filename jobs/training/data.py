@@ -183,14 +183,21 @@ def in_batches(rows: Sequence[Row], size: int, tokens: int | None = None) -> Ite
     """Rows of similar length together, so that little is padded; for passes in which the order does not matter.
 
     `tokens`: a batch has no more of them, padding included, unless one row alone has."""
-    batch: list[Row] = []
-    for row in sorted(rows, key=len):
-        if len(batch) == size or (batch and tokens and (len(batch) + 1) * len(row) > tokens):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+    ordered = sorted(rows, key=len)
+    for part in batches([len(row) for row in ordered], size, tokens):
+        yield ordered[part]
+
+
+def batches(lengths: Sequence[int], size: int, tokens: int | None = None) -> Iterator[slice]:
+    """The same of rows that stand in the order of their lengths, as places."""
+    begin = 0
+    for place, length in enumerate(lengths):
+        count = place - begin
+        if count == size or (count and tokens and (count + 1) * length > tokens):
+            yield slice(begin, place)
+            begin = place
+    if begin < len(lengths):
+        yield slice(begin, len(lengths))
 
 
 def collate(rows: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:
