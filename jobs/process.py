@@ -1,10 +1,12 @@
 """Who a process is: its pid and its start time. A pid alone comes back for another program, and then lies.
 
-Used for children that must be found again after their parent is gone: training children and the worker.
+Used for children that must be found again after their parent is gone: training children and the worker. And how a
+process stands back for the others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from jobs.frozen import Frozen
 
 # The start time counts from the boot time, a whole second that clock corrections may move.
 _TOLERANCE_SECONDS = 2.0
+_NICENESS = 10  # a tenth of the processor where another wants it, all of it where nobody does
 
 
 class Identity(Frozen):
@@ -58,3 +61,12 @@ def signal_group(identity: Identity, number: int) -> None:
         os.killpg(identity.pid, number)
     except (ProcessLookupError, PermissionError):
         return
+
+
+def give_way() -> None:
+    """Lower the priority of the caller's process group for good: every thread that it has, and what it starts."""
+    niceness = max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0))
+    with contextlib.suppress(OSError):  # a sandbox may forbid it, and Linux alone has the second
+        os.setpriority(os.PRIO_PGRP, 0, niceness)
+        # Linux desktops share the processor out among sessions first, and only then among their processes.
+        Path("/proc/self/autogroup").write_text(str(niceness))

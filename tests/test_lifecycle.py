@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from sqlalchemy import Engine
 
 from jobs.data.columns import Mapping, Shape
@@ -59,6 +60,9 @@ def test_a_killed_worker_and_a_killed_trainer_leave_a_whole_curve(
     files = RunFiles(home.run(run_id))
     child = pause(files, lambda event: isinstance(event, Metrics) and event.step >= 20)
     wait(runs, run_id, lambda run: run.step >= 20)
+    threads = [int(thread.name) for thread in Path(f"/proc/{child}/task").iterdir()]
+    given_way = {os.getpriority(os.PRIO_PROCESS, thread) > os.getpriority(os.PRIO_PROCESS, 0) for thread in threads}
+    assert given_way == {not torch.cuda.is_available()}  # the page comes first where they share the cores
     worker.kill()
     worker.wait()
     os.kill(child, signal.SIGCONT)

@@ -45,10 +45,14 @@ def main(arguments: list[str]) -> int:
     for files in runs[1:]:
         files.log.write_text(f"Trained in the process of another run. Its log: {runs[0].log}\n", encoding="utf-8")
 
+    import torch
+
     from jobs.training.monitor import StopRequest
     from jobs.training.run import Attempt
     from jobs.training.together import run_together
 
+    if not torch.cuda.is_available():  # a GPU must not wait for its host; a processor is the page's, too
+        process.give_way()
     stops = [StopRequest(files.stop) for files in runs]
 
     def on_signal(number: int, frame: object) -> None:
