@@ -10,7 +10,7 @@ import gradio as gr
 
 from app.actions import action_list, action_of
 from app.blocks import markup
-from app.callbacks import Latest, Shown, guarded, query_number
+from app.callbacks import QUIET, Latest, Shown, guarded, query_number
 from app.components import bytes_text, count_text, note_html, problems_html, progress_html
 from app.dataset.mends import APPLY, DISMISS, UNDO, mends_html, ref_of, trial_html
 from app.dataset.top import head_html, top_html
@@ -275,7 +275,6 @@ def build(service: Service) -> None:
     def check_now(request: gr.Request, *settings: Any) -> Iterator[Shown]:
         yield from check(request, True, settings)
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
     settings = [base, max_length, task, template]
     page = [
         top,
@@ -292,28 +291,28 @@ def build(service: Service) -> None:
         task,
         template,
     ]
-    loaded = gr.on(None, show, inputs=[], outputs=[*page, base], **quiet)
-    saved = save.click(save_columns, [base, shape, decimal, *role_boxes], page, **quiet)
-    rebased = base.input(choose_base, base, [task, template, notice], **quiet)
-    retasked = task.input(choose_task, task, [template, notice], **quiet)
+    loaded = gr.on(None, show, inputs=[], outputs=[*page, base], **QUIET)
+    saved = save.click(save_columns, [base, shape, decimal, *role_boxes], page, **QUIET)
+    rebased = base.input(choose_base, base, [task, template, notice], **QUIET)
+    retasked = task.input(choose_task, task, [template, notice], **QUIET)
     for seen in (loaded, saved, rebased, retasked):
-        seen.then(look, [row, *settings], [preview], **quiet)
-        seen.then(check_soon, settings, [report], **quiet)
+        seen.then(look, [row, *settings], [preview], **QUIET)
+        seen.then(check_soon, settings, [report], **QUIET)
     changed: list[Any] = [max_length.change, template.input, applied.change]  # type: ignore[attr-defined]
-    gr.on(changed, look, [row, *settings], [preview], trigger_mode="always_last", **quiet)
-    gr.on(changed, check_soon, settings, [report], trigger_mode="multiple", **quiet)
-    top.click(press, None, [top, mapping_card, left, notice], **quiet).then(
+    gr.on(changed, look, [row, *settings], [preview], trigger_mode="always_last", **QUIET)
+    gr.on(changed, check_soon, settings, [report], trigger_mode="multiple", **QUIET)
+    top.click(press, None, [top, mapping_card, left, notice], **QUIET).then(
         None, left, None, js="(page) => { if (page) window.location.assign(page); }"
     )
-    shape.input(reshape, shape, [shape, *role_boxes, decimal, notice], **quiet)
-    before.click(step(-1), [row, *settings], [row, preview], **quiet)
-    after.click(step(+1), [row, *settings], [row, preview], **quiet)
-    gr.on([row.submit, row.blur], look, [row, *settings], [preview], **quiet)
+    shape.input(reshape, shape, [shape, *role_boxes, decimal, notice], **QUIET)
+    before.click(step(-1), [row, *settings], [row, preview], **QUIET)
+    after.click(step(+1), [row, *settings], [row, preview], **QUIET)
+    gr.on([row.submit, row.blur], look, [row, *settings], [preview], **QUIET)
     for block in (report, mends, trial):
-        block.click(press_finding, settings, [row, preview, mends, trial, applied], **quiet).then(
+        block.click(press_finding, settings, [row, preview, mends, trial, applied], **QUIET).then(
             None, None, None, js="() => document.querySelector('.trial')?.scrollIntoView({block: 'nearest'})"
         )
-    check_all.click(check_now, settings, [report], trigger_mode="once", **quiet)
+    check_all.click(check_now, settings, [report], trigger_mode="once", **QUIET)
 
 
 def _id(request: gr.Request) -> int:

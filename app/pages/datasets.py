@@ -9,7 +9,7 @@ from pathlib import Path
 import gradio as gr
 
 from app.blocks import markup
-from app.callbacks import Latest, Shown, guarded
+from app.callbacks import QUIET, Latest, Shown, guarded
 from app.components import bytes_text, card, count_text, escape, page_header, progress_html, when_text
 from jobs.data.formats import supported
 from jobs.service import Service
@@ -107,23 +107,23 @@ def build(service: Service) -> None:
     def show() -> Shown:
         return {found: datasets_html(service.datasets.list())}
 
-    gr.on(None, show, inputs=[], outputs=[found, notice], show_progress="hidden", concurrency_limit=None)
+    gr.on(None, show, inputs=[], outputs=[found, notice], **QUIET)
     shown = [status, notice, opened, file]
+    few = QUIET | {"concurrency_limit": 4}  # files are read, one beside another
     ways = (
-        file.upload(add, file, shown, show_progress="hidden", concurrency_limit=4, trigger_mode="multiple"),
-        paste.click(add_text, pasted, shown, show_progress="hidden", concurrency_limit=4),
+        file.upload(add, file, shown, trigger_mode="multiple", **few),
+        paste.click(add_text, pasted, shown, **few),
         gr.on(
             [fetch.click, hub_id.submit, config.submit, split.submit],
             add_from_hub,
             [hub_id, config, split],
             shown,
-            show_progress="hidden",
-            concurrency_limit=4,
+            **few,
         ),
     )
     for way in ways:
         way.then(None, opened, None, js=OPEN_DATASET)
-    file.clear(take_away, None, [status, notice], show_progress="hidden", concurrency_limit=None)
+    file.clear(take_away, None, [status, notice], **QUIET)
 
     def take(name: str) -> Shown:
         return {opened: service.examples.add(name).id}

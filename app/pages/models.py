@@ -8,7 +8,7 @@ import gradio as gr
 
 from app.actions import action_html, action_list, action_of
 from app.blocks import markup
-from app.callbacks import Shown, guarded
+from app.callbacks import QUIET, Shown, guarded
 from app.components import bytes_text, card, count_text, escape, note_html, page_header, when_text
 from app.run_words import full, label, talks, try_it
 from jobs.errors import UserError
@@ -83,15 +83,14 @@ def build(service: Service) -> None:
         text = f"{model.name} is in the list. Its weights are fetched at its first run."
         return {**lists(), hub: "", added: note_html(text, "good")}
 
-    gr.on(None, show, inputs=[], outputs=[adapters, bases, hub, notice], show_progress="hidden", concurrency_limit=None)
+    gr.on(None, show, inputs=[], outputs=[adapters, bases, hub, notice], **QUIET)
     for pressed_list in (adapters, bases):  # one press after another, and none dropped: the newest list comes last
         pressed_list.click(
             press,
             None,
             [adapters, bases, notice],
-            show_progress="hidden",
-            concurrency_limit=1,
             trigger_mode="multiple",
+            **(QUIET | {"concurrency_limit": 1}),
         )
     gr.on([add_folder.click, folder.submit], take_folder, folder, [adapters, bases, folder, added], concurrency_limit=4)
     gr.on([add_hub.click, hub.submit], take_hub, hub, [adapters, bases, hub, added], concurrency_limit=4)

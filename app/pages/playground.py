@@ -14,7 +14,7 @@ import gradio as gr
 from app.actions import action_html, action_list, action_of
 from app.answers import history_html, live_html, panes_html
 from app.blocks import markup
-from app.callbacks import Shown, guarded, query_number
+from app.callbacks import QUIET, Shown, guarded, query_number
 from app.components import escape, note_html, page_header, when_text
 from app.forms import Form
 from app.run_words import talks
@@ -248,14 +248,13 @@ def build(service: Service) -> None:
         service.playground.delete_chat(pressed.id)
         return earlier(int(current) if current else None)
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
     # What a person does while the same thing is under way: what reads the page's state runs once more afterwards
     # (Gradio's usual "once" would drop the second press), and what says itself which button it was runs beside it.
-    again: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
-    beside: dict[str, Any] = {**quiet, "trigger_mode": "multiple"}
+    again: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
+    beside: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
     talk = [heads, history, live]
     sampled = sampling.components
-    gr.on(None, show, inputs=[], outputs=[*talk, chats, base, panes, chat_id, *sampled, notice], **quiet).then(
+    gr.on(None, show, inputs=[], outputs=[*talk, chats, base, panes, chat_id, *sampled, notice], **QUIET).then(
         None, None, None, js=TO_LAST_TURN
     )
     base.input(choose_base, base, [panes, chat_id, *talk, notice], **again).then(None, [base, panes], None, js=NEW_CHAT)
@@ -274,7 +273,7 @@ def build(service: Service) -> None:
     sent.then(None, chat_id, None, js=TO_CHAT).then(
         answer, [asked, chat_id, *sampled], [*talk, send, stop, asked, unsaid, chats, notice], **again
     ).then(None, unsaid, unsaid, js=PUT_BACK)
-    stop.click(end, chat_id, [notice], **quiet)
+    stop.click(end, chat_id, [notice], **QUIET)
     history.click(press, None, [notice], **beside)
     # One at a time: the list that comes last is the newest.
     chats.click(press_chat, chat_id, [chats, notice], **beside | {"concurrency_limit": 1})

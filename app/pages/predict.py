@@ -13,7 +13,7 @@ import gradio as gr
 
 from app.actions import action_html, action_list, action_of
 from app.blocks import markup
-from app.callbacks import Latest, Shown, guarded
+from app.callbacks import QUIET, Latest, Shown, guarded
 from app.components import card, duration_text, escape, page_header
 from app.predictions import prediction_html
 from jobs.errors import UserError
@@ -174,13 +174,12 @@ def build(service: Service) -> None:
                 yield {said: answers_html(answers, [], given, tags) if answers else ""}
             raise
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
-    again: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
+    again: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
     # A second press ends the first, which may be waiting for memory (see `latest`).
-    beside: dict[str, Any] = {**quiet, "trigger_mode": "multiple"}
+    beside: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
     chooses = [task, who, *boxes.values(), examples, about, said, trouble]
     inputs = [who, task, *boxes.values()]
-    gr.on(None, show, inputs=[], outputs=[page, empty, *chooses, notice], **quiet)
+    gr.on(None, show, inputs=[], outputs=[page, empty, *chooses, notice], **QUIET)
     task.input(choose_task, task, [*chooses, notice], **again).then(None, who, None, js=KEEP_ADDRESS)
     who.input(choose_who, who, [examples, about, notice], **again).then(None, who, None, js=KEEP_ADDRESS)
     examples.click(take_example, who, [*boxes.values(), notice], **again).then(ask, inputs, [said, trouble], **beside)

@@ -10,7 +10,7 @@ import gradio as gr
 from app.actions import action_html, action_list, action_of
 from app.answers import answer_html
 from app.blocks import markup
-from app.callbacks import Latest, Shown, guarded
+from app.callbacks import QUIET, Latest, Shown, guarded
 from app.components import escape, note_html, page_header, when_text
 from jobs.fields import title_of
 from jobs.inference.sampling import Sampling
@@ -57,15 +57,14 @@ def build(service: Service) -> None:
                 yield {again: again_html(sample, "", news.text)}
         yield {again: again_html(sample, last.text if last else "", None)}
 
-    gr.on(None, show, inputs=[], outputs=[samples, notice], show_progress="hidden", concurrency_limit=None)
+    gr.on(None, show, inputs=[], outputs=[samples, notice], **QUIET)
     samples.click(
         press,
         None,
         [again, samples, notice],
-        show_progress="hidden",
-        concurrency_limit=None,
         trigger_mode="multiple",
         scroll_to_output=True,
+        **QUIET,
     )
 
 
