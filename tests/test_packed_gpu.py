@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -229,6 +230,40 @@ def test_several_adapters_learn_as_one_does(tmp_path: Any) -> None:
     for one, other in zip(alone, shared, strict=True):
         assert train_here(one).state == "completed"
         assert series(other, "loss") == pytest.approx(series(one, "loss"), rel=2e-2)
+
+
+@pytest.mark.parametrize("left", (0, 4 << 20))
+def test_memory_that_runs_out_while_a_pass_is_recorded_does_not_end_the_run(
+    left: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tests.rundirs import series, train_here
+    from tests.test_packed_memory import ships
+    from tests.tiny import build_llama
+
+    class Starved(torch.cuda.graph):
+        """There is next to nothing left for it: its memory is apart from what the process keeps."""
+
+        begun = 0
+
+        def __enter__(self) -> None:
+            super().__enter__()
+            Starved.begun += 1
+            there = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + left) / there)
+
+        def __exit__(self, *error: Any) -> None:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+            super().__exit__(*error)
+
+    model = build_llama(tmp_path / "model")
+    calm, tried = (ships(tmp_path / name, model, epochs=8) for name in ("calm", "tried"))
+    assert train_here(calm).state == "completed"
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(torch.cuda, "graph", Starved)
+    assert train_here(tried).state == "completed"
+    assert Starved.begun == caplog.text.count("Memory ran out") == 1, "what needs the least is not recorded"
+    for name in ("loss", "eval_loss"):
+        assert series(tried, name) == pytest.approx(series(calm, name), rel=2e-2), name
 
 
 def drawn(*shape: int) -> Any:
