@@ -64,9 +64,13 @@ def signal_group(identity: Identity, number: int) -> None:
 
 
 def give_way() -> None:
-    """Lower the priority of the caller's process group for good: every thread that it has, and what it starts."""
+    """Lower the priority of the caller's session for good: every thread that it has, and what it starts. A session that
+    another process leads, a terminal's for example, is left as it is."""
+    if os.getsid(0) != os.getpid():
+        return
     niceness = max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0))
-    with contextlib.suppress(OSError):  # a sandbox may forbid it, and Linux alone has the second
+    with contextlib.suppress(OSError):  # a sandbox may forbid it
         os.setpriority(os.PRIO_PGRP, 0, niceness)
-        # Linux desktops share the processor out among sessions first, and only then among their processes.
+    # Linux desktops share the processor out among sessions first, and only then among their processes.
+    with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(niceness))

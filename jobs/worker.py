@@ -37,7 +37,7 @@ from storage.tables import Run
 
 TICK_SECONDS = 0.05
 IDLE_SECONDS = 10.0  # with no server and nothing to do, the worker goes
-STOP_SILENCE_SECONDS = 120.0  # one step of a large model on a CPU can take a minute
+STOP_SILENCE_SECONDS = 300.0  # one step of a large model on a CPU can take a minute, and more while others compute
 STOP_LIMIT_SECONDS = 900.0  # from the request, whatever the child says
 EXIT_SECONDS = 15.0  # from result.json to the child's end
 END_GRACE_SECONDS = 10.0

@@ -232,9 +232,9 @@ def test_several_adapters_learn_as_one_does(tmp_path: Any) -> None:
         assert series(other, "loss") == pytest.approx(series(one, "loss"), rel=2e-2)
 
 
-@pytest.mark.parametrize("left", (0, 4 << 20))
+@pytest.mark.parametrize("bytes_left", (0, 4 << 20))
 def test_memory_that_runs_out_while_a_pass_is_recorded_does_not_end_the_run(
-    left: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bytes_left: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from tests.rundirs import series, train_here
     from tests.test_packed_memory import ships
@@ -249,7 +249,7 @@ def test_memory_that_runs_out_while_a_pass_is_recorded_does_not_end_the_run(
             super().__enter__()
             Starved.begun += 1
             there = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + left) / there)
+            torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + bytes_left) / there)
 
         def __exit__(self, *error: Any) -> None:
             torch.cuda.set_per_process_memory_fraction(1.0)
@@ -261,7 +261,7 @@ def test_memory_that_runs_out_while_a_pass_is_recorded_does_not_end_the_run(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(torch.cuda, "graph", Starved)
     assert train_here(tried).state == "completed"
-    assert Starved.begun == caplog.text.count("Memory ran out") == 1, "what needs the least is not recorded"
+    assert Starved.begun == caplog.text.count("Memory ran out with packs") == 1, "what needs the least is not recorded"
     for name in ("loss", "eval_loss"):
         assert series(tried, name) == pytest.approx(series(calm, name), rel=2e-2), name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import gradio as gr
 import pytest
 from gradio.context import LocalContext
 
+from app import ui
 from app.actions import action_html, action_of
 from app.answers import answer_html, history_html, live_html
 from app.callbacks import ORDER, Latest, guarded, query_number
@@ -367,3 +369,11 @@ def test_a_data_check_is_remembered_until_its_settings_change(home: Home, tiny_l
 
 def test_a_full_fine_tuning_leaves_a_model_and_anything_else_an_adapter() -> None:
     assert [full(name) for name in ("full", "lora", "bitfit", "of a later version")] == [True, False, False, False]
+
+
+def test_no_event_of_the_train_page_has_its_hundred_settings_told_that_they_are_waited_for(home: Home) -> None:
+    with contextlib.closing(Service(home)) as service:
+        config = ui.build(service).get_config_file()
+    own = set(config["page"]["train"]["dependencies"])
+    shown = [each["show_progress_on"] for each in config["dependencies"] if each["id"] in own and each["backend_fn"]]
+    assert shown and not any(each is None or each for each in shown)

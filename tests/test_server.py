@@ -20,10 +20,9 @@ from typing import Any
 
 import psutil
 import pytest
-from fastapi.testclient import TestClient
 
 from app.access import Access
-from app.server import create_app, sweep
+from app.server import SESSIONS_KEPT, create_app, sweep
 from jobs.service import Service
 from jobs.supervise import worker_lives
 from storage import db
@@ -169,15 +168,14 @@ def test_an_event_stream_for_a_page_that_has_left_is_a_line_in_the_log_and_no_tr
     assert "Traceback" not in log.read_text()[before:]
 
 
-def test_a_page_that_has_left_is_forgotten(home: Home) -> None:
+def test_gradio_forgets_the_pages_used_longest_ago(home: Home) -> None:
     with contextlib.closing(Service(home)) as service:
-        app = create_app(service)
-        holder = next(route.app.state_holder for route in app.routes if hasattr(getattr(route, "app", None), "blocks"))
-        assert holder["stays"] and holder["leaves"]
-        client = TestClient(app, base_url="http://127.0.0.1:7860")
-        assert client.post("/left/leaves").status_code == 204
-        assert client.post("/left/unknown").status_code == 204
-        assert list(holder.session_data) == list(holder.time_last_used) == ["stays"]
+        routes = create_app(service).routes
+        holder = next(route.app.state_holder for route in routes if hasattr(getattr(route, "app", None), "blocks"))
+        for number in range(SESSIONS_KEPT + 2):
+            holder.session_data[str(number)] = object()
+            holder.update(str(number))
+        assert len(holder.session_data) == SESSIONS_KEPT and "0" not in holder.session_data
 
 
 def test_our_own_files_are_kept_by_the_browser(server: Server) -> None:

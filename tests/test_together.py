@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -176,11 +177,13 @@ class StopAfter(StopRequest):
 def test_a_child_trains_them_in_its_own_process(tmp_path: Path, tiny_llama: Path) -> None:
     runs = runs_in(tmp_path, tiny_llama, DIFFERENT[:2])
     command = [*CHILD, "--together", *(str(files.directory) for files in runs)]
+    own = os.getpriority(os.PRIO_PROCESS, 0)
     assert subprocess.run(command, cwd=ROOT, env=child_environment(), check=False, timeout=300).returncode == 0
     for files in runs:
         assert Result.model_validate_json(files.result.read_bytes()).state == "completed"
         assert (files.adapter / "adapter_model.safetensors").is_file()
     assert str(runs[0].log) in runs[1].log.read_text()
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own, "a session that is not the child's does not give way"
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,15 @@
    has six to a server, for all its tabs.
 
    Each event also carries its number on the page: requests overtake one another, and the server draws lots between
-   events that wait. A callback's notice gives way by that number (app/callbacks.py).
-
-   A page that goes for good says so, and the server forgets it; one that the browser may show again does not. */
+   events that wait. A callback's notice gives way by that number (app/callbacks.py). */
 (() => {
   "use strict";
   const network = window.fetch.bind(window);
   const joined = new Set();    // events whose result is still to come
   const completed = new Set(); // events whose result came before the answer to their joining
   const encoder = new TextEncoder();
-  let order = 0, stream = null, session = null, connected = false, leaving = false;
-  addEventListener("pagehide", ({ persisted }) => {
-    leaving = true;
-    if (session && !persisted) navigator.sendBeacon(`/left/${session}`);
-  });
+  let order = 0, stream = null, connected = false, leaving = false;
+  addEventListener("pagehide", () => { leaving = true; });
   addEventListener("pageshow", () => { leaving = false; });
 
   window.fetch = (resource, options) => {
@@ -46,7 +41,6 @@
   }
 
   function open(request) {
-    session = new URL(request.url).searchParams.get("session_hash");
     const mine = stream = { request, controller: null };
     const body = new ReadableStream({
       start(controller) { mine.controller = controller; },

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from playwright.sync_api import Page, Route, expect
@@ -114,18 +113,6 @@ def test_an_upload_is_heard_of_though_the_page_reads_late_that_its_stream_has_en
     page.wait_for_function("window.joined === 2")
     page.evaluate("window.letGo()")
     expect(page.get_by_role("alert")).to_contain_text(said)
-
-
-@pytest.mark.browser
-def test_a_page_says_that_it_goes(page: Page, server: Server) -> None:
-    # Playwright hears of no request that a page sends as its last.
-    page.add_init_script("navigator.sendBeacon = address => sessionStorage.setItem('left', address)")
-    with page.expect_request("**/queue/data*") as opened:
-        page.goto(f"{server.url}/datasets")
-    session = parse_qs(urlsplit(opened.value.url).query)["session_hash"][0]
-    page.get_by_role("link", name="Models").first.click()
-    page.wait_for_url("**/models")
-    assert page.evaluate("sessionStorage.getItem('left')") == f"/left/{session}"
 
 
 def hold(page: Page, watch: Watch) -> list[Route]:
