@@ -23,10 +23,8 @@ Shown = dict[Any, Any]  # component -> what it displays now
 
 log = logging.getLogger("graft.app")
 
-# An event's options: nothing moves while it is waited for, and as many run at once as come. `show_progress_on`: to tell
-# every output that it is waited for, Gradio (6.31) searches its page for each of them at each stage of each event; with
-# a hundred settings that took a fifth of what a page computes after a change.
-QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "concurrency_limit": None}
+# An event's options: nothing moves while it is waited for, and as many run at once as come.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
 ORDER = "x-graft-order"  # the header in which a page numbers its events, from 1
 SOMETHING_WRONG = "Something went wrong on our side. The details are in logs/server.log, in Graft's folder."
 

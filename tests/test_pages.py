@@ -376,4 +376,4 @@ def test_no_event_of_the_train_page_has_its_hundred_settings_told_that_they_are_
         config = ui.build(service).get_config_file()
     own = set(config["page"]["train"]["dependencies"])
     shown = [each["show_progress_on"] for each in config["dependencies"] if each["id"] in own and each["backend_fn"]]
-    assert shown and not any(each is None or each for each in shown)
+    assert shown and all(each is not None and len(each) == 1 for each in shown)

@@ -51,10 +51,13 @@ def build(service: Service) -> None:
     told = guarded(w.words)
     plan, check = told(starting.plan), guarded(w.checked)(starting.check)
 
+    # To tell every output that it is waited for, Gradio (6.31) searches its page for each at each stage of each event:
+    # with a hundred settings a quarter of what a page computes after a change. One is told; it shows where one fails.
+    quiet: dict[str, Any] = {**QUIET, "show_progress_on": [w.summary]}
     # Gradio's usual "once" drops what a person does while the same thing is under way: what reads the page's state
     # runs once more afterwards, a check runs beside the one before it, which then ends.
-    again: dict[str, Any] = {**QUIET, "trigger_mode": "always_last"}
-    beside: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
+    again: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
+    beside: dict[str, Any] = {**quiet, "trigger_mode": "multiple"}
     planned = [w.summary, w.state, w.fit, w.fitted, w.undo, w.words, w.start, w.marks, w.cards]
     sees = [w.fitting, *w.inputs]
     seen = [w.checked, w.training_rows, w.suggested]
@@ -78,7 +81,7 @@ def build(service: Service) -> None:
 
     opened = [*w.inputs, w.base_chosen, w.suggested, w.cards, *w.on_task, *w.on_method, w.lost]
     loaded = gr.on(
-        None, guarded(w.lost)(choosing.open), inputs=w.kept, outputs=list(dict.fromkeys(opened)), js=KEPT, **QUIET
+        None, guarded(w.lost)(choosing.open), inputs=w.kept, outputs=list(dict.fromkeys(opened)), js=KEPT, **quiet
     )
     loaded.then(**w.fill)
     follow(loaded, data_too=True)
@@ -105,7 +108,7 @@ def build(service: Service) -> None:
     on_fit = [*w.training.components, *w.method_forms.outputs, w.fitting, w.words]
     for button, change in ((w.fit, starting.fit), (w.undo, starting.undo)):
         follow(button.click(told(change), sees, on_fit, **again), data_too=True).then(None, js=SHOW_FITTED)
-    w.start.click(told(starting.start), w.inputs, [w.words, w.start, w.started], trigger_mode="once", **QUIET).then(
+    w.start.click(told(starting.start), w.inputs, [w.words, w.start, w.started], trigger_mode="once", **quiet).then(
         None, w.started, None, js=OPEN_RUN
     )
 
