@@ -13,6 +13,7 @@ import pytest
 from jobs.data.columns import Shape
 from jobs.service import Service
 from jobs.service.examples import FOLDER, Example, all_examples
+from jobs.service.planning import Draft
 from jobs.tasks import task
 from storage.files import Home
 from storage.states import RunState
@@ -163,5 +164,18 @@ def test_each_example_is_detected_and_its_recipe_is_queued_as_written(home: Home
             settings |= run.spec.task_params
             for name, value in (example.training | example.method_params | example.task_params).items():
                 assert settings[name] == value
+
+            draft = Draft(
+                base_model_id=run.base_model_id,
+                dataset_id=run.dataset_id,
+                method=run.spec.method,
+                method_params=run.spec.method_params,
+                task=run.spec.task,
+                task_params=run.spec.task_params,
+                training=run.spec.training.model_dump(),
+            )
+            unseen = service.planning.plan(draft).estimate
+            assert unseen is not None and run.predicted_memory is not None
+            assert run.predicted_memory < unseen.total, "told from the rows' lengths, not from the most they may have"
     finally:
         service.close()

@@ -266,6 +266,25 @@ def test_beside_recorded_passes_an_evaluation_has_memory_of_its_own() -> None:
     assert case[1] - case[0] >= 3 * 512 * shape.vocab_size * 2, "its logits"
 
 
+def test_on_a_cpu_rows_of_nearly_one_length_have_little_compiled_for_them() -> None:
+    shape, lora = llama("1b"), method("lora")
+    training = TrainingParams(batch_size=4, max_length=128, validation_percent=0)
+    hardware = CPU.model_copy(update={"bf16": True})
+    alike, near, far = (
+        Planner(
+            shape,
+            lora,
+            type(lora).Params(),
+            training,
+            hardware,
+            Lengths(longest=70, mean=70, spread=spread),
+            loop="packed",
+        ).planned()[1]
+        for spread in (0, 3, 60)
+    )
+    assert alike.workspace < near.workspace < far.workspace <= alike.workspace + (120 << 20)
+
+
 def test_an_evaluation_widens_few_logits_at_a_time_and_measures_the_same() -> None:
     torch = pytest.importorskip("torch")
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -568,7 +568,7 @@ def test_the_reference_reads_no_more_tokens_at_once_than_an_evaluation(
     for most in (10_000, 100):
         sizes.clear()
         heard.clear()
-        monkeypatch.setattr(comparing, "EVALUATED_AT_ONCE", most)
+        monkeypatch.setattr(comparing, "evaluated_at_once", lambda on_gpu, most=most: most)
         told = comparing.reference(
             model, rows, lambda place: pairs[place], 2, 3,
             device=device, batch_size=16, progress=lambda done, of: heard.append(done),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,20 @@ def test_a_stop_before_the_first_step_of_a_resumed_run_keeps_what_is_there(tmp_p
     end = train_here(files, attempt=2)
     assert (end.state, end.adapter_step) == ("stopped", 2)
     assert end.reason == "Stopped on request before a step was taken."
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Only Linux tells what is mapped")
+def test_on_a_cpu_the_weights_are_no_parts_of_the_model_s_file(tmp_path: Path, tiny_llama: Path) -> None:
+    import torch
+
+    from jobs.training import load
+
+    folder = tmp_path / "held"
+    shutil.copytree(tiny_llama, folder)
+    cpu = load.Device(torch.device("cpu"), torch.float32)
+    model, _ = load.load_model(BaseModelRef(name="Tiny", folder=folder), "AutoModelForCausalLM", {}, None, cpu)
+    assert model.get_output_embeddings().weight.isfinite().all()
+    assert str(folder) not in Path("/proc/self/maps").read_text(encoding="utf-8")
 
 
 def test_a_base_model_that_is_gone_is_named(tmp_path: Path) -> None:

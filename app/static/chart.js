@@ -204,7 +204,7 @@
         legend: { show: false },
         cursor: { sync: { key: "run" }, drag: { x: true, y: false }, points: { size: 7 } },
         scales: {
-          x: { time: false },
+          x: { time: false, range: (_, low, high) => [low, high > low ? high : low + 1] }, // one point: no axis to 100
           y: this.declared.kind === "share" ? { range: [0, 1] }
             : this.declared.from_zero ? { range: (_, low, high) => [0, (high || 1) * 1.1] } : {},
         },

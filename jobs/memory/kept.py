@@ -83,10 +83,19 @@ class Case:
     @cached_property
     def step_tokens(self) -> int:
         """Of the longest step."""
-        rows = self.training.batch_size * self.training.gradient_accumulation
-        rows = min(rows, self.lengths.rows or rows) * self.adapters
-        likely = rows * self.lengths.mean + self._deviations(rows) * self.lengths.spread * rows**0.5
+        rows = self._step_rows
+        likely = rows * self.lengths.mean + self._deviations(rows) * self.step_spread
         return int(min(rows * self.longest * self.sequences, max(likely, self.row_tokens)))
+
+    @property
+    def step_spread(self) -> float:
+        """The standard deviation of a step's tokens."""
+        return self.lengths.spread * self._step_rows**0.5
+
+    @property
+    def _step_rows(self) -> int:
+        rows = self.training.batch_size * self.training.gradient_accumulation
+        return min(rows, self.lengths.rows or rows) * self.adapters
 
     def _deviations(self, rows: int) -> float:
         """How many standard deviations the longest of a run's steps lies above their mean: the quantile of a normal

@@ -12,7 +12,9 @@ from jobs.memory.kept import FP32, Case, Kept
 from jobs.memory.plan import MemoryPlan
 
 # The packed loop's own sizes, which decide what it keeps: jobs.training.packed takes them from here.
-CHUNK = 1_024  # tokens whose logits are made at once; at 128k words of vocabulary a quarter of a gigabyte
+# Tokens whose logits are made at once: at 128k words of vocabulary a quarter of a gigabyte on a GPU. A processor is as
+# fast with fewer, and makes them in 32 bits.
+_CHUNK, _CPU_CHUNK = 1_024, 256
 # Operations of a forward pass, for each layer: fewer may be computed in less time than the kernels take to launch, and
 # the pass is recorded where that is seen. A layer's take from one to four milliseconds, forward and back, as fast as
 # the processor is.
@@ -20,7 +22,7 @@ LAUNCH_BOUND = 1e12
 _EARLY = 0.85  # of a run's longest pack: the longest of its first steps
 # Tokens of one batch of an evaluation, which makes all its logits: a micro-batch that the packed loop trains chunk by
 # chunk would be far too much.
-EVALUATED_AT_ONCE = 2_048
+_EVALUATED, _CPU_EVALUATED = 2_048, 512
 WIDENED = 256  # tokens of it whose logits are in 32 bits at once
 
 _GRAIN = 64  # tokens: what passes that are not recorded are rounded up to multiples of
@@ -37,15 +39,17 @@ _OTHER_SIZES = 0.18  # recorded passes of other sizes do not quite fit into each
 # given back with each recording is a little more.
 _HOLES, _RECORDED_HOLES = 0.12, 0.1
 # On a CPU, measured: the holes that malloc leaves, as a share of what is kept and of logits; in 16 bits also what is
-# compiled for rows of many lengths (jobs.rpc.child_environment), and what steps of other sizes leave behind.
-_CPU_HOLES, _CPU_LOGIT_HOLES, _COMPILED = 0.45, 0.1, 120 << 20
+# compiled for each size of a step, until what is kept of it is full (jobs.rpc.child_environment).
+_CPU_HOLES, _CPU_LOGIT_HOLES = 0.45, 0.1
+_COMPILED, _MOST_COMPILED = 20 << 20, 120 << 20
+_SPREAD = 4  # standard deviations: nearly all steps lie within so many
 
 
 def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
     """What a plan keeps: of many plans of a run, what they share is counted once."""
     width, shape = case.width, case.shape
     on_gpu = case.hardware.device == "cuda"
-    each, logit, evaluated = layer(case), _logit_bytes(case, on_gpu), _evaluated(case)
+    each, logit, evaluated = layer(case), _logit_bytes(case, on_gpu), _evaluated(case, on_gpu)
     behind_a_token = _behind_a_token(case, on_gpu)
 
     def kept(plan: MemoryPlan) -> Kept:
@@ -59,7 +63,7 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
         # and their slopes, and a chunk of logits. In a layer's backward pass: the slope of gate times up, of its input,
         # and weights that are unpacked or turned.
         activations += 4 * tokens * shape.hidden_size * width
-        logits = min(tokens, CHUNK) * shape.vocab_size * logit
+        logits = min(tokens, logits_at_once(on_gpu)) * shape.vocab_size * logit
         behind = max(0, tokens * behind_a_token + _unpacked(case, plan) - logits)
         if on_gpu and recorded(case, plan):
             besides = behind + evaluated  # recorded passes keep their memory to themselves
@@ -75,10 +79,24 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
     return kept
 
 
+def logits_at_once(on_gpu: bool) -> int:
+    """Tokens."""
+    return _CHUNK if on_gpu else _CPU_CHUNK
+
+
+def evaluated_at_once(on_gpu: bool) -> int:
+    """Tokens of one batch, with its padding, where several rows are read together."""
+    return _EVALUATED if on_gpu else _CPU_EVALUATED
+
+
 def rounded_up(tokens: int, on_gpu: bool) -> int:
     """What a pass of so many tokens, or of kept places, is rounded up to (jobs.training.packed.sizes)."""
-    grain = _GRAIN if on_gpu else min(_GRAIN, 1 << max(0, (tokens // _SIXTEENTH).bit_length() - 1))
+    grain = _grain(tokens, on_gpu)
     return grain * -(-tokens // grain)
+
+
+def _grain(tokens: int, on_gpu: bool) -> int:
+    return _GRAIN if on_gpu else min(_GRAIN, 1 << max(0, (tokens // _SIXTEENTH).bit_length() - 1))
 
 
 def _behind_a_token(case: Case, on_gpu: bool) -> float:
@@ -100,14 +118,14 @@ def _unpacked(case: Case, plan: MemoryPlan) -> int:
     return largest * {"none": 0, "fp8": 1}.get(case.quantization, case.width)
 
 
-def _evaluated(case: Case) -> int:
+def _evaluated(case: Case, on_gpu: bool) -> int:
     """Bytes of an evaluation, in which nothing is kept but all logits are made; of some at a time also widened, and
     their logarithms. What compares texts is read so before the first step, too, also where nothing is kept aside
     (jobs.tasks.comparing)."""
     if not case.training.validation_percent and case.sequences == 1:
         return 0
     row = case.longest_evaluated * case.sequences
-    tokens = max(row, min(EVALUATED_AT_ONCE, case.training.batch_size * row))
+    tokens = max(row, min(evaluated_at_once(on_gpu), case.training.batch_size * row))
     return (tokens * case.width + min(tokens, WIDENED) * 2 * FP32) * case.shape.vocab_size
 
 
@@ -166,7 +184,8 @@ def _cpu_slack(case: Case, activations: float, logits: float) -> int:
     """What is resident beyond what is in use."""
     found = _CPU_HOLES * activations + _CPU_LOGIT_HOLES * logits
     if case.width < FP32:
-        found += (_COMPILED if case.lengths.spread else 0) + _joined(case)
+        sizes = _SPREAD * case.step_spread / _grain(case.step_tokens, on_gpu=False)
+        found += min(_COMPILED * sizes, _MOST_COMPILED)
     return int(found)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from jobs import starter
+from jobs.data.preflight import Preflight
 from jobs.errors import UserError
 from jobs.frozen import Frozen
 from jobs.service.datasets import Datasets, DatasetView
@@ -76,23 +77,29 @@ class Examples:
                 "try again then."
             )
         dataset = self.add(name)
-        draft = self._planning.defaults(base.id, dataset.id, example.method, task=example.task)
-        plan = self._planning.plan(
-            Draft(
-                name=example.title,
-                base_model_id=base.id,
-                dataset_id=dataset.id,
-                method=example.method,
-                method_params={**draft.method_params, **example.method_params},
-                task=example.task,
-                task_params={**draft.task_params, **example.task_params},
-                training={**draft.training, **example.training},
-                prompts=example.prompts,
-            )
+        usual = self._planning.defaults(base.id, dataset.id, example.method, task=example.task)
+        draft = Draft(
+            name=example.title,
+            base_model_id=base.id,
+            dataset_id=dataset.id,
+            method=example.method,
+            method_params={**usual.method_params, **example.method_params},
+            task=example.task,
+            task_params={**usual.task_params, **example.task_params},
+            training={**usual.training, **example.training},
+            prompts=example.prompts,
         )
+        plan = self._planning.plan(draft, self._check(draft))
         if plan.spec is None:
             raise UserError(*plan.problems)
         return self._runs.start(plan.spec, base.id, dataset.id)
+
+    def _check(self, draft: Draft) -> Preflight:
+        """Of all rows, in tenths of a second: what the run will need and take is told from their lengths."""
+        said = self._datasets.preflight(
+            draft.dataset_id, draft.base_model_id, draft.task, draft.task_params, draft.training["max_length"]
+        )
+        return next(each for each in said if isinstance(each, Preflight))
 
     def ready(self, name: str) -> bool:
         """Whether the starter model that the example trains is there."""

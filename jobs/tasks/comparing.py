@@ -16,7 +16,7 @@ import numpy as np
 from jobs.data.rendering import Rendered, render_answers
 from jobs.data.turns import Turn
 from jobs.errors import RowProblem
-from jobs.memory.packed import EVALUATED_AT_ONCE
+from jobs.memory.packed import evaluated_at_once
 from jobs.tasks.base import Encoded
 
 if TYPE_CHECKING:
@@ -87,12 +87,12 @@ def reference(
     )
     found = np.full((len(rows), most), np.nan, dtype=np.float32)
     order = np.argsort(lengths, kind="stable")  # little padding
-    together = max(1, 2 * batch_size // most)
+    together, tokens = max(1, 2 * batch_size // most), evaluated_at_once(device.is_cuda)
     training = model.training
     model.eval()
     try:
         with torch.inference_mode(), device.autocast():
-            for part in batches((lengths[order] * most).tolist(), together, EVALUATED_AT_ONCE):
+            for part in batches((lengths[order] * most).tolist(), together, tokens):
                 places = order[part].tolist()
                 texts = {(place, which): text for place in places for which, text in enumerate(texts_of(place))}
                 batch = collate(list(texts.values()), pad_token_id)

@@ -156,6 +156,8 @@ def load_model(
                 output_loading_info=True,
                 **head,
             )
+            if placement is None:
+                _leave_files(model)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -184,6 +186,13 @@ def shape_of_model(model: PreTrainedModel) -> ModelShape:
         if isinstance(module, torch.nn.Linear) and f"{name}.weight" in tensors:  # quantized ones are packed
             tensors[f"{name}.weight"]["shape"] = [module.out_features, module.in_features]
     return shape_of(model.config.to_dict(), tensors, has_chat_template=False)
+
+
+def _leave_files(model: PreTrainedModel) -> None:
+    """Weights that a file holds in the dtype asked for stay parts of the file in memory: all of it, until the last of
+    them is gone. Copied, each can be given back by itself, as where several are joined into one."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def _keep_weights_as_quantized(model: Any) -> None:

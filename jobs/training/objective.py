@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from jobs.memory.packed import EVALUATED_AT_ONCE
+from jobs.memory.packed import evaluated_at_once
 from jobs.tasks.base import Encoded, Scores, Task
 from jobs.training.data import Row, in_batches
 
@@ -93,9 +93,10 @@ class Objective:
         total = 0.0
         predictions: list[Any] = []
         seen: list[Row] = []
+        most = evaluated_at_once(device.is_cuda)
         try:
             with torch.inference_mode(), device.autocast():
-                for part in in_batches(rows, batch_size, EVALUATED_AT_ONCE if self.task.packs else None):
+                for part in in_batches(rows, batch_size, most if self.task.packs else None):
                     batch = {name: value.to(device.name) for name, value in self.collate(part).items()}
                     total += self.task.loss(model, batch, self.setting, predictions).item()
                     seen += part

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from jobs.memory.packed import CHUNK
+from jobs.memory.packed import logits_at_once
 
 
 def token_losses(
@@ -35,9 +35,10 @@ class _TokenLosses(torch.autograd.Function):
     ) -> torch.Tensor:
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         slopes = torch.empty_like(hidden) if ctx else None  # of each token's loss by its hidden state
-        room = hidden.new_empty(min(CHUNK, len(hidden)), len(weight))  # for the logits of every chunk in turn
-        for start in range(0, len(hidden), CHUNK):
-            part = slice(start, start + CHUNK)
+        size = logits_at_once(hidden.is_cuda)
+        room = hidden.new_empty(min(size, len(hidden)), len(weight))  # for the logits of every chunk in turn
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
             logits = room[: len(hidden[part])]
             torch.mm(hidden[part], weight.t(), out=logits)
             slope = cross_entropy_(logits, targets[part], losses[part], softcap, scale)
