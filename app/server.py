@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Container, Iterator
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO
@@ -30,6 +30,7 @@ from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -50,8 +51,9 @@ WORKER_INTERVAL = 2.0  # seconds
 UPLOADS_KEPT = 24 * 3600  # seconds; what was added to the catalog has been removed long before
 UPLOADS_SWEPT = 3600  # seconds between two sweeps
 # Gradio keeps what it knew of each page ever opened, half a megabyte, up to ten thousand of them. The one used longest
-# ago goes first; a page that is forgotten while it is open must be loaded anew.
+# ago goes first; a page that is forgotten while it is open loads itself anew (_KnownPages).
 SESSIONS_KEPT = 1_000
+PAGE = "x-graft-page"  # the header in which a page that was answered before says who it is
 
 log = logging.getLogger("graft")
 
@@ -77,6 +79,23 @@ def _is_404(error: BaseException | None) -> bool:
     while error and not (isinstance(error, HTTPException) and error.status_code == 404):
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+class _KnownPages:
+    """Refuses (409) an event of a page that Gradio no longer knows, after a restart or for too many pages: it would be
+    answered as if nothing stood in the page's fields. static/queue.js then loads the page anew. An ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, pages: Container[str]) -> None:
+        self._app = app
+        self._pages = pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].endswith("/queue/join"):
+            page = Headers(scope=scope).get(PAGE)
+            if page and page not in self._pages:
+                await PlainTextResponse("This page is no longer known. Load it anew.", 409)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class _Static(StaticFiles):
@@ -137,7 +156,7 @@ def create_app(service: Service, host: str = "127.0.0.1", port: int = 7860) -> F
 def _mount(app: FastAPI, service: Service, host: str, port: int) -> FastAPI:
     blocks = ui.build(service)
     blocks.state_session_capacity = SESSIONS_KEPT
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         app,
         blocks,
         path="/",
@@ -153,6 +172,8 @@ def _mount(app: FastAPI, service: Service, host: str, port: int) -> FastAPI:
         enable_monitoring=False,
         app_kwargs={"exception_handlers": {404: not_found, ClientDisconnect: _broken_off}},
     )
+    app.add_middleware(_KnownPages, pages=blocks.state_holder)
+    return app
 
 
 async def _broken_off(request: Request, error: Exception) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_UNITS = (("B", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12))
+_UNITS = (("B", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9))  # beside what a machine has, terabytes tell nothing
 
 
 def bytes_texts(*sizes: float) -> tuple[str, ...]:

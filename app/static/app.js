@@ -66,6 +66,43 @@
     for (const button of document.querySelectorAll("[data-theme-toggle]")) drawToggle(button);
   }
 
+  /* `found` gets the first element of this kind, now or as soon as Gradio has drawn it. */
+  function whenDrawn(selector, found) {
+    const look = () => { const element = document.querySelector(selector); if (element) found(element); return element; };
+    if (look()) return;
+    new MutationObserver((_, observer) => { if (look()) observer.disconnect(); })
+      .observe(document.body, { childList: true, subtree: true });
+  }
+
+  /* What this tab holds from one load of a page to the next; nothing in a window that may keep nothing. */
+  const tab = {
+    put: (key, value) => { try { sessionStorage.setItem(key, value); } catch { /* lasts for this page */ } },
+    take: (key) => {
+      try {
+        const value = sessionStorage.getItem(key);
+        sessionStorage.removeItem(key);
+        return value;
+      } catch { return null; }
+    },
+  };
+
+  /* The server no longer knows this page (queue.js). What was typed outlives it. */
+  const ANEW = "graft-anew";
+  function loadAnew() {
+    tab.put(ANEW, "yes");
+    location.reload();
+  }
+  if (tab.take(ANEW)) {
+    whenDrawn(".page-header", (header) => {
+      const note = document.createElement("div");
+      note.className = "note";
+      note.setAttribute("role", "status");
+      note.textContent = "Graft has been started anew since this page was opened, so the page was loaded again. "
+        + "What you did last is not done yet: please do it once more.";
+      header.after(note);
+    });
+  }
+
   /* A socket that connects again by itself, with growing pauses. `path` is asked anew each time.
      `heard(message)` gets each JSON message; `state("open" | "lost")` says how the connection stands. */
   function socket(path, heard, state = () => {}) {
@@ -183,6 +220,14 @@
       box().dispatchEvent(new Event("input", { bubbles: true })); // Gradio reads it from the box
     }
 
+    // What was not sent is there again when the page is, also where Gradio loads it anew after a lost connection.
+    const draft = () => `graft-question ${location.pathname}${location.search}`;
+    addEventListener("pagehide", () => { if (box()?.value.trim()) tab.put(draft(), box().value); });
+    whenDrawn(".prompt-box textarea", () => {
+      const text = tab.take(draft());
+      if (text && !box().value) change(text, 0, "end");
+    });
+
     return {
       /* What stood in the box at the press; once: another press is another question. */
       read() {
@@ -206,5 +251,5 @@
     };
   })();
 
-  window.Graft = { page, socket, post, showProblems, fragment, question, dark };
+  window.Graft = { page, socket, post, showProblems, fragment, question, loadAnew, dark };
 })();

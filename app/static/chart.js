@@ -16,7 +16,7 @@
   /* Sizes held against each other: in the largest one's unit, with decimals enough to differ. As `bytes_texts`. */
   function sizes(list) {
     const largest = Math.max(...list.map(Math.abs));
-    const units = [["B", 1], ["kB", 1e3], ["MB", 1e6], ["GB", 1e9], ["TB", 1e12]];
+    const units = [["B", 1], ["kB", 1e3], ["MB", 1e6], ["GB", 1e9]];
     const [name, unit] = units.find((each) => largest < 999.5 * each[1]) || units.at(-1);
     let texts = [];
     for (let decimals = unit === 1 || largest >= 99.95 * unit ? 0 : 2; decimals < 5; decimals++) {

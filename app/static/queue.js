@@ -7,6 +7,9 @@
    Behind it is a connection while any event that has joined is not completed, and none while the page rests: a browser
    has six to a server, for all its tabs.
 
+   A server that has restarted no longer knows what stands in the page's fields: it refuses the event of a page that
+   was answered before, and the page loads itself anew (app/server.py, app.js).
+
    Each event also carries its number on the page: requests overtake one another, and the server draws lots between
    events that wait. A callback's notice gives way by that number (app/callbacks.py). */
 (() => {
@@ -15,7 +18,7 @@
   const joined = new Set();    // events whose result is still to come
   const completed = new Set(); // events whose result came before the answer to their joining
   const encoder = new TextEncoder();
-  let order = 0, stream = null, connected = false, leaving = false;
+  let order = 0, answered = false, stream = null, connected = false, leaving = false;
   addEventListener("pagehide", () => { leaving = true; });
   addEventListener("pageshow", () => { leaving = false; });
 
@@ -29,7 +32,12 @@
   async function join(resource, options) {
     const headers = new Headers(options?.headers);
     headers.set("x-graft-order", ++order);
+    if (answered) headers.set("x-graft-page", JSON.parse(options.body).session_hash);
     const response = await network(resource, { ...options, headers });
+    if (response.status === 409) {
+      Graft.loadAnew();
+      return new Promise(() => {}); // nothing more is said on a page that goes
+    }
     if (response.ok) {
       const { event_id: id } = await response.clone().json();
       if (!completed.delete(id)) {
@@ -80,6 +88,7 @@
       for (const message of messages) {
         if (is(message, "close_stream")) { closed = true; continue; }
         const result = is(message, "process_completed");
+        answered ||= Boolean(result);
         if (result && !joined.delete(result.event_id)) completed.add(result.event_id);
         controller.enqueue(encoder.encode(message + "\n\n"));
       }

@@ -73,7 +73,8 @@ class Case:
     @property
     def micro_batch_tokens(self) -> int:
         """Of the widest: every text in it is padded to its longest."""
-        return self.training.batch_size * self.sequences * (self.longest + self.method.positions(self.params))
+        rows = min(self.training.batch_size, self.lengths.rows or self.training.batch_size)
+        return rows * self.sequences * (self.longest + self.method.positions(self.params))
 
     @cached_property
     def row_tokens(self) -> int:

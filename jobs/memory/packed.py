@@ -41,6 +41,7 @@ _HOLES, _RECORDED_HOLES = 0.12, 0.1
 # On a CPU, measured: the holes that malloc leaves, as a share of what is kept and of logits; in 16 bits also what is
 # compiled for each size of a step, until what is kept of it is full (jobs.rpc.child_environment).
 _CPU_HOLES, _CPU_LOGIT_HOLES = 0.45, 0.1
+_CPU_AGAIN = 45 << 20  # what layers leave that are computed again
 _COMPILED, _MOST_COMPILED = 20 << 20, 120 << 20
 _SPREAD = 4  # standard deviations: nearly all steps lie within so many
 
@@ -73,7 +74,7 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
             activations=int(activations),
             logits=logits,
             workspace=int(besides)
-            + (_slack(case, plan, activations + logits) if on_gpu else _cpu_slack(case, activations, logits)),
+            + (_slack(case, plan, activations + logits) if on_gpu else _cpu_slack(case, activations, logits, again)),
         )
 
     return kept
@@ -180,9 +181,9 @@ def _logit_bytes(case: Case, on_gpu: bool) -> int:
     return 2 * FP32 + (case.width if case.width < FP32 else 0)
 
 
-def _cpu_slack(case: Case, activations: float, logits: float) -> int:
+def _cpu_slack(case: Case, activations: float, logits: float, again: int) -> int:
     """What is resident beyond what is in use."""
-    found = _CPU_HOLES * activations + _CPU_LOGIT_HOLES * logits
+    found = _CPU_HOLES * activations + _CPU_LOGIT_HOLES * logits + (_CPU_AGAIN if again else 0)
     if case.width < FP32:
         sizes = _SPREAD * case.step_spread / _grain(case.step_tokens, on_gpu=False)
         found += min(_COMPILED * sizes, _MOST_COMPILED)

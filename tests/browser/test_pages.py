@@ -307,3 +307,40 @@ def test_the_train_page_keeps_typed_prompts_and_marks_what_cannot_be(
     expect(epochs).to_be_in_viewport()
     number(page, "Epochs").fill("2")
     expect(page.locator("[data-problem]")).to_have_count(0)
+
+
+@pytest.mark.browser
+def test_a_page_from_before_a_restart_is_loaded_anew_with_what_was_typed(
+    page: Page, watch: Watch, server: Server
+) -> None:
+    anew = page.get_by_text("Graft has been started anew since this page was opened")
+
+    shown = Playground(page, watch, server)
+    shown.prompt.fill("What is a buoy?")
+    watch.server_away = True
+    server.stop()
+    server.start()
+    shown.enter()
+    expect(anew).to_be_visible()
+    expect(shown.heads.first).to_be_visible()
+    expect(shown.prompt).to_have_value("What is a buoy?")
+    watch.rest()
+    page.reload()
+    expect(shown.prompt).to_have_value("What is a buoy?")
+    expect(anew).to_have_count(0)
+
+    name = page.get_by_label("Name of the run")
+    page.goto(f"{server.url}/train")
+    expect(page.locator(".methods")).to_be_visible()
+    name.fill("Before the restart")
+    watch.rest()
+    server.stop()
+    server.start()
+    page.get_by_label("Quick").check()
+    expect(anew).to_be_visible()
+    expect(name).to_have_value("Before the restart")
+    watch.rest()
+    page.get_by_label("Quick").check()
+    expect(page.get_by_label("Quick")).to_be_checked()
+    watch.rest()
+    assert "Traceback" not in server.console.read_text(errors="replace")
