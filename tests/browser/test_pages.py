@@ -308,6 +308,14 @@ def test_the_train_page_keeps_typed_prompts_and_marks_what_cannot_be(
     number(page, "Epochs").fill("2")
     expect(page.locator("[data-problem]")).to_have_count(0)
 
+    # A setting of the method redraws the layers, too; the reason beside Start stays.
+    watch.rest()
+    number(page, "Rank (r)").fill("512")
+    expect(page.locator(".field-r")).to_have_attribute("data-problem", "The most is 256.")
+    watch.rest()
+    page.wait_for_timeout(300)
+    expect(page.get_by_text("You set Rank (r) to 512: the most is 256.")).to_be_visible()
+
 
 @pytest.mark.browser
 def test_a_page_from_before_a_restart_is_loaded_anew_with_what_was_typed(
