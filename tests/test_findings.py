@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.data.columns import Mapping, Shape
-from jobs.data.findings import Finding
+from jobs.data.findings import Finding, reason_kind
 from jobs.data.mends import MendRef, mend
 from jobs.data.preflight import check
 from jobs.data.values import extract_of
@@ -223,3 +223,10 @@ def test_duplicates_are_counted_across_batches(tmp_path: Path) -> None:
     rows = [{"q": f"question {n % 700}?", "a": f"the answer {n % 700} of many words"} for n in range(2_000)]
     findings = found(tmp_path, PAIRS, list(rows))
     assert findings["duplicates"].count == 1_300 and findings["duplicates"].rows == tuple(range(701, 711))
+
+
+@pytest.mark.parametrize("column", ("answer", "Antwort (Entwurf)", "it's (mine)", "\"a\" and 'b' (c)"))
+def test_a_reason_loses_its_details_and_no_part_of_a_column_s_name(column: str) -> None:
+    assert reason_kind(f"its {column!r} is empty") == f"its {column!r} is empty"
+    assert reason_kind(f"its {column!r} is not a number ('1 (one)')") == f"its {column!r} is not a number"
+    assert reason_kind("a turn is null (turn 3)") == "a turn is null"

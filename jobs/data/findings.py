@@ -38,6 +38,7 @@ _NOT_TEXT = frozenset(("label", "score", "tools"))
 
 Severity = Literal["bad", "warn", "info"]
 
+_NAMES_COLUMN = re.compile(r"""its ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 # The reasons for which rows cannot be used (without what is in brackets), and what mends them.
 _MENDED_REASONS = {
     "two user turns follow each other": "merge_turns",
@@ -341,6 +342,14 @@ class _Listed:
         return Finding(kind=kind, severity=severity, words=words, count=self.count, rows=tuple(self.rows), mend=mend)
 
 
+def reason_kind(reason: str) -> str:
+    """A reason without what is in brackets at its end: the same for every row of its kind. Those in a column's name,
+    which stands in quotes, are no such brackets."""
+    found = _NAMES_COLUMN.match(reason)
+    column = found.group() if found else ""
+    return column + reason.removeprefix(column).partition(" (")[0]
+
+
 def _reasons(reasons: Mapping[str, int], bad: list[tuple[int, str]]) -> Iterator[Finding]:
     """What puts the rows right that cannot be used, or leaves them out."""
     by_mend: Counter[str] = Counter()
@@ -352,8 +361,7 @@ def _reasons(reasons: Mapping[str, int], bad: list[tuple[int, str]]) -> Iterator
         rows = tuple(
             number
             for number, reason in bad
-            if not reason.startswith(_NOT_THE_DATA)
-            and _MENDED_REASONS.get(reason.partition(" (")[0], "drop_bad") == name
+            if not reason.startswith(_NOT_THE_DATA) and _MENDED_REASONS.get(reason_kind(reason), "drop_bad") == name
         )
         one, many, words = _WORDS[name]
         said = f"{_rows(count, one, many)} {words}"

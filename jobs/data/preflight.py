@@ -17,7 +17,7 @@ from pydantic import Field
 
 from jobs.data.columns import Mapping
 from jobs.data.encoding import encode_in_batches
-from jobs.data.findings import Finding, Findings
+from jobs.data.findings import Finding, Findings, reason_kind
 from jobs.data.mends import Mended, MendRef, mended
 from jobs.data.store import count_rows
 from jobs.errors import RowProblem
@@ -234,11 +234,6 @@ def check(
         findings=findings.found(reasons, ((row.row, row.reason) for row in bad), labels, params),
         left_out_rows=total - seen,
     )
-
-
-def reason_kind(reason: str) -> str:
-    """A reason without what is in brackets at its end: the same for every row of its kind."""
-    return reason.partition(" (")[0]
 
 
 def histogram(ordered: list[int]) -> Iterator[tuple[int, int, int]]:
