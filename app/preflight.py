@@ -133,10 +133,11 @@ def histogram_html(check: Preflight, max_length: int) -> str:
         at = 100 * (max_length - first) / (last - first)
         side = "left" if at > 60 else "right"
         line = f'<b class="cut-line {side}" style="left:{at:.2f}%"><span>cut at {max_length:,}</span></b>'
+    rows_text = "1 row" if most == 1 else f"{most:,} rows"
     described = f"Histogram of lengths: {check.rows} rows, median {check.median}, longest {check.longest} tokens"
     return (
         f'<figure class="histogram" role="img" aria-label="{described}"><div class="bars">{bars}{line}</div>'
-        f"<figcaption><span>{first:,}</span><span>tokens a row, at most {most:,} rows in a bar</span>"
+        f"<figcaption><span>{first:,}</span><span>tokens a row, at most {rows_text} in a bar</span>"
         f"<span>{last - 1:,}</span></figcaption></figure>"
     )
 

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import AsyncIterator, Container, Iterator
+from collections.abc import AsyncIterator, Iterator
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO
@@ -85,14 +85,14 @@ class _KnownPages:
     """Refuses (409) an event of a page that Gradio no longer knows, after a restart or for too many pages: it would be
     answered as if nothing stood in the page's fields. static/queue.js then loads the page anew. An ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, pages: Container[str]) -> None:
+    def __init__(self, app: ASGIApp, blocks: gr.Blocks) -> None:
         self._app = app
-        self._pages = pages
+        self._blocks = blocks  # which get what they know of their pages when they are mounted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].endswith("/queue/join"):
             page = Headers(scope=scope).get(PAGE)
-            if page and page not in self._pages:
+            if page and page not in self._blocks.state_holder:
                 await PlainTextResponse("This page is no longer known. Load it anew.", 409)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -126,6 +126,8 @@ def create_app(service: Service, host: str = "127.0.0.1", port: int = 7860) -> F
         await asyncio.gather(looking, return_exceptions=True)
 
     app = FastAPI(title="Graft", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    blocks = ui.build(service)
+    app.add_middleware(_KnownPages, blocks=blocks)
     # With a CORS policy on the parent Gradio does not add its own, which reflects every Origin.
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(Access, host=host)
@@ -150,11 +152,10 @@ def create_app(service: Service, host: str = "127.0.0.1", port: int = 7860) -> F
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "SSR mode")  # off as it should be; Gradio warns all the same
-        return _mount(app, service, host, port)
+        return _mount(app, blocks, host, port)
 
 
-def _mount(app: FastAPI, service: Service, host: str, port: int) -> FastAPI:
-    blocks = ui.build(service)
+def _mount(app: FastAPI, blocks: gr.Blocks, host: str, port: int) -> FastAPI:
     blocks.state_session_capacity = SESSIONS_KEPT
     gr.mount_gradio_app(
         app,
@@ -172,7 +173,6 @@ def _mount(app: FastAPI, service: Service, host: str, port: int) -> FastAPI:
         enable_monitoring=False,
         app_kwargs={"exception_handlers": {404: not_found, ClientDisconnect: _broken_off}},
     )
-    app.add_middleware(_KnownPages, pages=blocks.state_holder)
     return app
 
 

@@ -229,4 +229,5 @@ def test_duplicates_are_counted_across_batches(tmp_path: Path) -> None:
 def test_a_reason_loses_its_details_and_no_part_of_a_column_s_name(column: str) -> None:
     assert reason_kind(f"its {column!r} is empty") == f"its {column!r} is empty"
     assert reason_kind(f"its {column!r} is not a number ('1 (one)')") == f"its {column!r} is not a number"
+    assert reason_kind(f"it has no {column!r}") == f"it has no {column!r}"
     assert reason_kind("a turn is null (turn 3)") == "a turn is null"

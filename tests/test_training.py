@@ -251,7 +251,7 @@ def test_a_stop_before_the_first_step_of_a_resumed_run_keeps_what_is_there(tmp_p
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Only Linux tells what is mapped")
-def test_on_a_cpu_the_weights_are_no_parts_of_the_model_s_file(tmp_path: Path, tiny_llama: Path) -> None:
+def test_on_a_cpu_weights_leave_the_model_s_file(tmp_path: Path, tiny_llama: Path) -> None:
     import torch
 
     from jobs.training import load
@@ -260,6 +260,8 @@ def test_on_a_cpu_the_weights_are_no_parts_of_the_model_s_file(tmp_path: Path, t
     shutil.copytree(tiny_llama, folder)
     cpu = load.Device(torch.device("cpu"), torch.float32)
     model, _ = load.load_model(BaseModelRef(name="Tiny", folder=folder), "AutoModelForCausalLM", {}, None, cpu)
+    assert str(folder) in Path("/proc/self/maps").read_text(encoding="utf-8")
+    load.leave_files(model)
     assert model.get_output_embeddings().weight.isfinite().all()
     assert str(folder) not in Path("/proc/self/maps").read_text(encoding="utf-8")
 

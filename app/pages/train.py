@@ -98,8 +98,8 @@ def build(service: Service) -> None:
     method_widgets, task_widgets = w.method_forms.components, w.task_forms.components
     settings = [*w.training.components, *method_widgets, *task_widgets]
     gr.on([_touched(widget) for widget in settings], plan, sees, planned, **again)
-    # It has a notice of its own: ending after the plan it would take the plan's words away.
-    layers, on_layers = guarded(w.lost)(choosing.layers), [w.layers, *w.method_forms.following, w.lost]
+    # With a notice of its own: ending after the plan it would take the plan's words away.
+    layers, on_layers = guarded(w.layers_words)(choosing.layers), [w.layers, *w.method_forms.following, w.layers_words]
     gr.on([_touched(widget) for widget in method_widgets], layers, w.inputs, on_layers, **again)
     gr.on([_touched(widget) for widget in [*settings, w.name, *w.prompts]], None, w.inputs, None, js=keep)
     rechecks = [_touched(widget) for widget in [w.training["max_length"], *task_widgets]]

@@ -86,18 +86,23 @@
     },
   };
 
-  /* The server no longer knows this page (queue.js). What was typed outlives it. */
+  /* The server no longer knows this page (queue.js). The train page's form and the playground's question outlive it.
+     Not twice without a person's doing: returns whether it loads. */
   const ANEW = "graft-anew";
+  let again = Boolean(tab.take(ANEW));
+  for (const act of ["pointerdown", "keydown"]) addEventListener(act, () => { again = false; }, true);
   function loadAnew() {
+    if (again) return false;
     tab.put(ANEW, "yes");
     location.reload();
+    return true;
   }
-  if (tab.take(ANEW)) {
+  if (again) {
     whenDrawn(".page-header", (header) => {
       const note = document.createElement("div");
       note.className = "note";
       note.setAttribute("role", "status");
-      note.textContent = "Graft has been started anew since this page was opened, so the page was loaded again. "
+      note.textContent = "This page was loaded anew: Graft had been restarted, or no longer knew it. "
         + "What you did last is not done yet: please do it once more.";
       header.after(note);
     });
@@ -222,11 +227,16 @@
 
     // What was not sent is there again when the page is, also where Gradio loads it anew after a lost connection.
     const draft = () => `graft-question ${location.pathname}${location.search}`;
-    addEventListener("pagehide", () => { if (box()?.value.trim()) tab.put(draft(), box().value); });
-    whenDrawn(".prompt-box textarea", () => {
-      const text = tab.take(draft());
-      if (text && !box().value) change(text, 0, "end");
+    addEventListener("pagehide", () => {
+      if (box()?.value.trim()) tab.put(draft(), box().value);
+      else tab.take(draft());
     });
+    if (location.pathname.endsWith("/playground")) {
+      whenDrawn(".prompt-box textarea", () => {
+        const text = tab.take(draft());
+        if (text && !box().value) change(text, 0, "end");
+      });
+    }
 
     return {
       /* What stood in the box at the press; once: another press is another question. */

@@ -18,7 +18,7 @@
   const joined = new Set();    // events whose result is still to come
   const completed = new Set(); // events whose result came before the answer to their joining
   const encoder = new TextEncoder();
-  let order = 0, answered = false, stream = null, connected = false, leaving = false;
+  let order = 0, answered = false, own = null, stream = null, connected = false, leaving = false;
   addEventListener("pagehide", () => { leaving = true; });
   addEventListener("pageshow", () => { leaving = false; });
 
@@ -32,12 +32,9 @@
   async function join(resource, options) {
     const headers = new Headers(options?.headers);
     headers.set("x-graft-order", ++order);
-    if (answered) headers.set("x-graft-page", JSON.parse(options.body).session_hash);
+    if (answered && own) headers.set("x-graft-page", own);
     const response = await network(resource, { ...options, headers });
-    if (response.status === 409) {
-      Graft.loadAnew();
-      return new Promise(() => {}); // nothing more is said on a page that goes
-    }
+    if (response.status === 409 && Graft.loadAnew()) return new Promise(() => {}); // nothing is said on a page that goes
     if (response.ok) {
       const { event_id: id } = await response.clone().json();
       if (!completed.delete(id)) {
@@ -50,6 +47,7 @@
 
   function open(request) {
     const mine = stream = { request, controller: null };
+    own = new URL(request.url).searchParams.get("session_hash");
     const body = new ReadableStream({
       start(controller) { mine.controller = controller; },
       cancel() { if (stream === mine) stream = null; },

@@ -109,6 +109,7 @@
         chart.refresh();
       }
       this.find("no-curve").hidden = this.charts.some((chart) => !chart.empty);
+      this.find("no-curve").textContent = this.run.ended ? "It ended before its first step." : "The curve begins with the first step.";
       this.numbers();
       const newest = this.series.get("loss")?.steps.at(-1) ?? null;
       document.dispatchEvent(new CustomEvent("graft:drawn", { detail: { id: this.lastId, step: newest } }));

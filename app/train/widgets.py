@@ -91,6 +91,7 @@ class Widgets:
             ) as self.layers_box:
                 self.layer_fields = gr.Column(elem_classes="plain")
                 self.layers = markup()
+                self.layers_words = markup()
         with card():
             _heading(3, "How thoroughly")
             self.preset = gr.Radio(

@@ -38,7 +38,7 @@ _NOT_TEXT = frozenset(("label", "score", "tools"))
 
 Severity = Literal["bad", "warn", "info"]
 
-_NAMES_COLUMN = re.compile(r"""its ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
+_NAMES_COLUMN = re.compile(r"""(?:its|it has no) ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 # The reasons for which rows cannot be used (without what is in brackets), and what mends them.
 _MENDED_REASONS = {
     "two user turns follow each other": "merge_turns",

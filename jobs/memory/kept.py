@@ -73,7 +73,7 @@ class Case:
     @property
     def micro_batch_tokens(self) -> int:
         """Of the widest: every text in it is padded to its longest."""
-        rows = min(self.training.batch_size, self.lengths.rows or self.training.batch_size)
+        rows = self._at_most_all(self.training.batch_size)
         return rows * self.sequences * (self.longest + self.method.positions(self.params))
 
     @cached_property
@@ -84,19 +84,12 @@ class Case:
     @cached_property
     def step_tokens(self) -> int:
         """Of the longest step."""
-        rows = self._step_rows
-        likely = rows * self.lengths.mean + self._deviations(rows) * self.step_spread
+        rows = self._at_most_all(self.training.batch_size * self.training.gradient_accumulation) * self.adapters
+        likely = rows * self.lengths.mean + self._deviations(rows) * self.lengths.spread * rows**0.5
         return int(min(rows * self.longest * self.sequences, max(likely, self.row_tokens)))
 
-    @property
-    def step_spread(self) -> float:
-        """The standard deviation of a step's tokens."""
-        return self.lengths.spread * self._step_rows**0.5
-
-    @property
-    def _step_rows(self) -> int:
-        rows = self.training.batch_size * self.training.gradient_accumulation
-        return min(rows, self.lengths.rows or rows) * self.adapters
+    def _at_most_all(self, rows: int) -> int:
+        return min(rows, self.lengths.rows or rows)
 
     def _deviations(self, rows: int) -> float:
         """How many standard deviations the longest of a run's steps lies above their mean: the quantile of a normal

@@ -39,11 +39,11 @@ _OTHER_SIZES = 0.18  # recorded passes of other sizes do not quite fit into each
 # given back with each recording is a little more.
 _HOLES, _RECORDED_HOLES = 0.12, 0.1
 # On a CPU, measured: the holes that malloc leaves, as a share of what is kept and of logits; in 16 bits also what is
-# compiled for each size of a step, until what is kept of it is full (jobs.rpc.child_environment).
+# compiled for each size of a pack, until what is kept of it is full (jobs.rpc.child_environment).
 _CPU_HOLES, _CPU_LOGIT_HOLES = 0.45, 0.1
-_CPU_AGAIN = 45 << 20  # what layers leave that are computed again
+_CPU_AGAIN = 45 << 20  # and what recomputed layers leave, however many tokens they have
 _COMPILED, _MOST_COMPILED = 20 << 20, 120 << 20
-_SPREAD = 4  # standard deviations: nearly all steps lie within so many
+_SPREAD = 4  # standard deviations: nearly all packs lie within so many
 
 
 def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
@@ -74,7 +74,11 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
             activations=int(activations),
             logits=logits,
             workspace=int(besides)
-            + (_slack(case, plan, activations + logits) if on_gpu else _cpu_slack(case, activations, logits, again)),
+            + (
+                _slack(case, plan, activations + logits)
+                if on_gpu
+                else _cpu_slack(case, tokens, activations, logits, again)
+            ),
         )
 
     return kept
@@ -181,11 +185,12 @@ def _logit_bytes(case: Case, on_gpu: bool) -> int:
     return 2 * FP32 + (case.width if case.width < FP32 else 0)
 
 
-def _cpu_slack(case: Case, activations: float, logits: float, again: int) -> int:
-    """What is resident beyond what is in use."""
+def _cpu_slack(case: Case, tokens: int, activations: float, logits: float, again: int) -> int:
+    """What is resident beyond what is in use. `tokens`: of the longest pack; `again`: layers computed twice."""
     found = _CPU_HOLES * activations + _CPU_LOGIT_HOLES * logits + (_CPU_AGAIN if again else 0)
     if case.width < FP32:
-        sizes = _SPREAD * case.step_spread / _grain(case.step_tokens, on_gpu=False)
+        rows = max(1.0, tokens / max(case.lengths.mean, 1.0))
+        sizes = _SPREAD * case.lengths.spread * rows**0.5 / _grain(tokens, on_gpu=False)
         found += min(_COMPILED * sizes, _MOST_COMPILED)
     return int(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from functools import cache
 from pathlib import Path
@@ -94,12 +95,15 @@ class Examples:
             raise UserError(*plan.problems)
         return self._runs.start(plan.spec, base.id, dataset.id)
 
-    def _check(self, draft: Draft) -> Preflight:
-        """Of all rows, in tenths of a second: what the run will need and take is told from their lengths."""
+    def _check(self, draft: Draft) -> Preflight | None:
+        """Of all rows, in tenths of a second once the token child is up: what the run will need and take is told from
+        their lengths. Without one it is told from the longest they may have."""
         said = self._datasets.preflight(
             draft.dataset_id, draft.base_model_id, draft.task, draft.task_params, draft.training["max_length"]
         )
-        return next(each for each in said if isinstance(each, Preflight))
+        with contextlib.suppress(UserError):
+            return next(each for each in said if isinstance(each, Preflight))
+        return None
 
     def ready(self, name: str) -> bool:
         """Whether the starter model that the example trains is there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from dataclasses import dataclass
@@ -156,8 +157,6 @@ def load_model(
                 output_loading_info=True,
                 **head,
             )
-            if placement is None:
-                _leave_files(model)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -188,11 +187,12 @@ def shape_of_model(model: PreTrainedModel) -> ModelShape:
     return shape_of(model.config.to_dict(), tensors, has_chat_template=False)
 
 
-def _leave_files(model: PreTrainedModel) -> None:
-    """Weights that a file holds in the dtype asked for stay parts of the file in memory: all of it, until the last of
-    them is gone. Copied, each can be given back by itself, as where several are joined into one."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
+def leave_files(model: PreTrainedModel) -> None:
+    """Weights that a file holds in the dtype asked for stay parts of the file in a CPU's memory: all of it, until the
+    last of them is gone. Copied, each can be given back by itself, as where several are joined into one."""
+    with pages_of_files_left_out():
+        for tensor in itertools.chain(model.parameters(), model.buffers()):
+            tensor.data = tensor.data.clone()
 
 
 def _keep_weights_as_quantized(model: Any) -> None:

@@ -141,6 +141,8 @@ class Preparation:
         self.slowdown = alone.slowdown(plan)
         choice = self.choice = choice.with_plan(plan, shape.layers)
         logger.info(choice.why)
+        if choice.loop == "packed" and not device.is_cuda:  # which joins weights
+            load.leave_files(model)
         self._say(f"Attaching {method.label}")
         model = self._attached(model, task, method, params, choice.loop, device, total_steps)
         new = heads.train(model, new) if task.head in READERS else ()

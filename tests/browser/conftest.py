@@ -20,7 +20,6 @@ AWAY = (
     "ERR_CONNECTION_RESET",
     "ERR_EMPTY_RESPONSE",
     "ERR_INCOMPLETE_CHUNKED_ENCODING",
-    "409",
 )
 # What Gradio's own script says when a page is left while a callback streams.
 LEFT = ("AbortError: signal is aborted", "Connection errored out")
@@ -82,6 +81,8 @@ class Watch:
         if any(word in message.text for word in LEFT) or NO_PROGRESS in url or message.text == "Response":
             return
         if self.server_away and (any(code in message.text for code in AWAY) or "WebSocket" in message.text):
+            return
+        if self.server_away and "409 (Conflict)" in message.text and "/queue/join" in url:
             return
         self.complaints.append(f"console: {message.text} ({url})")
 

@@ -321,7 +321,7 @@ def test_the_train_page_keeps_typed_prompts_and_marks_what_cannot_be(
 def test_a_page_from_before_a_restart_is_loaded_anew_with_what_was_typed(
     page: Page, watch: Watch, server: Server
 ) -> None:
-    anew = page.get_by_text("Graft has been started anew since this page was opened")
+    anew = page.get_by_text("This page was loaded anew")
 
     shown = Playground(page, watch, server)
     shown.prompt.fill("What is a buoy?")
@@ -330,6 +330,7 @@ def test_a_page_from_before_a_restart_is_loaded_anew_with_what_was_typed(
     server.start()
     shown.enter()
     expect(anew).to_be_visible()
+    watch.server_away = False
     expect(shown.heads.first).to_be_visible()
     expect(shown.prompt).to_have_value("What is a buoy?")
     watch.rest()
@@ -342,10 +343,12 @@ def test_a_page_from_before_a_restart_is_loaded_anew_with_what_was_typed(
     expect(page.locator(".methods")).to_be_visible()
     name.fill("Before the restart")
     watch.rest()
+    watch.server_away = True
     server.stop()
     server.start()
     page.get_by_label("Quick").check()
     expect(anew).to_be_visible()
+    watch.server_away = False
     expect(name).to_have_value("Before the restart")
     watch.rest()
     page.get_by_label("Quick").check()
