@@ -204,7 +204,7 @@
         legend: { show: false },
         cursor: { sync: { key: "run" }, drag: { x: true, y: false }, points: { size: 7 } },
         scales: {
-          x: { time: false, range: (_, low, high) => [low, high > low ? high : low + 1] }, // one point: no axis to 100
+          x: { time: false },
           y: this.declared.kind === "share" ? { range: [0, 1] }
             : this.declared.from_zero ? { range: (_, low, high) => [0, (high || 1) * 1.1] } : {},
         },
@@ -237,6 +237,8 @@
       const data = this.data();
       this.range = [data[0][0], data[0].at(-1)];
       this.uplot.setData(data, fit);
+      const [first, last] = this.range;
+      if (fit && first === last) this.uplot.setScale("x", { min: first, max: first + 1 }); // uPlot's axis would go to 100
     }
     say() { // the legend: the values under the cursor, else the newest
       const at = this.uplot?.cursor.idx, parts = [];
