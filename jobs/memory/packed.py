@@ -41,7 +41,9 @@ _HOLES, _RECORDED_HOLES = 0.12, 0.1
 # On a CPU, measured: the holes that malloc leaves, as a share of what is kept and of logits; in 16 bits also what is
 # compiled for each size of a pack, until what is kept of it is full (jobs.rpc.child_environment).
 _CPU_HOLES, _CPU_LOGIT_HOLES = 0.45, 0.1
-_CPU_AGAIN = 45 << 20  # and what recomputed layers leave, however many tokens they have
+# What recomputed layers leave: so much, but no more than a third of what computing them twice saves, which is less than
+# the holes that it saves: where an evaluation is the peak, there is no other gain.
+_CPU_AGAIN = 45 << 20
 _COMPILED, _MOST_COMPILED = 20 << 20, 120 << 20
 _SPREAD = 4  # standard deviations: nearly all packs lie within so many
 
@@ -60,6 +62,7 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
         again = min(plan.recomputed, case.layers)  # of the layers that the way back goes through
         inputs = 0 if plan.offloaded else again * shape.hidden_size * width
         activations = tokens * ((case.layers - again) * each + inputs + (each if again else 0))
+        left = min(_CPU_AGAIN, max(0, tokens * case.layers * each - activations) / 3)
         # Two moments are the widest. At the output head: the last norm's input and output, the places that are trained
         # and their slopes, and a chunk of logits. In a layer's backward pass: the slope of gate times up, of its input,
         # and weights that are unpacked or turned.
@@ -77,7 +80,7 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
             + (
                 _slack(case, plan, activations + logits)
                 if on_gpu
-                else _cpu_slack(case, tokens, activations, logits, again)
+                else _cpu_slack(case, tokens, activations, logits) + int(left)
             ),
         )
 
@@ -185,9 +188,9 @@ def _logit_bytes(case: Case, on_gpu: bool) -> int:
     return 2 * FP32 + (case.width if case.width < FP32 else 0)
 
 
-def _cpu_slack(case: Case, tokens: int, activations: float, logits: float, again: int) -> int:
-    """What is resident beyond what is in use. `tokens`: of the longest pack; `again`: layers computed twice."""
-    found = _CPU_HOLES * activations + _CPU_LOGIT_HOLES * logits + (_CPU_AGAIN if again else 0)
+def _cpu_slack(case: Case, tokens: int, activations: float, logits: float) -> int:
+    """What is resident beyond what is in use. `tokens`: of the longest pack."""
+    found = _CPU_HOLES * activations + _CPU_LOGIT_HOLES * logits
     if case.width < FP32:
         rows = max(1.0, tokens / max(case.lengths.mean, 1.0))
         sizes = _SPREAD * case.lengths.spread * rows**0.5 / _grain(tokens, on_gpu=False)
