@@ -157,7 +157,7 @@ def create_app(service: Service, host: str = "127.0.0.1", port: int = 7860) -> F
 
 def _mount(app: FastAPI, blocks: gr.Blocks, host: str, port: int) -> FastAPI:
     blocks.state_session_capacity = SESSIONS_KEPT
-    gr.mount_gradio_app(
+    return gr.mount_gradio_app(
         app,
         blocks,
         path="/",
@@ -173,7 +173,6 @@ def _mount(app: FastAPI, blocks: gr.Blocks, host: str, port: int) -> FastAPI:
         enable_monitoring=False,
         app_kwargs={"exception_handlers": {404: not_found, ClientDisconnect: _broken_off}},
     )
-    return app
 
 
 async def _broken_off(request: Request, error: Exception) -> Response:

@@ -62,7 +62,7 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
         again = min(plan.recomputed, case.layers)  # of the layers that the way back goes through
         inputs = 0 if plan.offloaded else again * shape.hidden_size * width
         activations = tokens * ((case.layers - again) * each + inputs + (each if again else 0))
-        left = min(_CPU_AGAIN, max(0, tokens * case.layers * each - activations) / 3)
+        saved = max(0, tokens * case.layers * each - activations)
         # Two moments are the widest. At the output head: the last norm's input and output, the places that are trained
         # and their slopes, and a chunk of logits. In a layer's backward pass: the slope of gate times up, of its input,
         # and weights that are unpacked or turned.
@@ -80,7 +80,7 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
             + (
                 _slack(case, plan, activations + logits)
                 if on_gpu
-                else _cpu_slack(case, tokens, activations, logits) + int(left)
+                else _cpu_slack(case, tokens, activations, logits, saved)
             ),
         )
 
@@ -188,9 +188,10 @@ def _logit_bytes(case: Case, on_gpu: bool) -> int:
     return 2 * FP32 + (case.width if case.width < FP32 else 0)
 
 
-def _cpu_slack(case: Case, tokens: int, activations: float, logits: float) -> int:
-    """What is resident beyond what is in use. `tokens`: of the longest pack."""
-    found = _CPU_HOLES * activations + _CPU_LOGIT_HOLES * logits
+def _cpu_slack(case: Case, tokens: int, activations: float, logits: float, saved: float) -> int:
+    """What is resident beyond what is in use. `tokens`: of the longest pack; `saved`: activations that are not kept,
+    since layers are computed twice."""
+    found = _CPU_HOLES * activations + _CPU_LOGIT_HOLES * logits + min(_CPU_AGAIN, saved / 3)
     if case.width < FP32:
         rows = max(1.0, tokens / max(case.lengths.mean, 1.0))
         sizes = _SPREAD * case.lengths.spread * rows**0.5 / _grain(tokens, on_gpu=False)

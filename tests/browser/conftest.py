@@ -14,13 +14,8 @@ from playwright.sync_api import ConsoleMessage, Locator, Page, Request, expect
 
 from tests.serving import PATIENCE, Server, serving
 
-# What a browser reports by itself while the server is away, and when it is back and does not know the page.
-AWAY = (
-    "ERR_CONNECTION_REFUSED",
-    "ERR_CONNECTION_RESET",
-    "ERR_EMPTY_RESPONSE",
-    "ERR_INCOMPLETE_CHUNKED_ENCODING",
-)
+# What a browser reports by itself while the server is away, which some tests mean it to be.
+AWAY = ("ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE", "ERR_INCOMPLETE_CHUNKED_ENCODING")
 # What Gradio's own script says when a page is left while a callback streams.
 LEFT = ("AbortError: signal is aborted", "Connection errored out")
 # Gradio's display of an upload's progress gives up where the server begins to read the upload after 3 seconds, and
