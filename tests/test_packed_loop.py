@@ -15,7 +15,7 @@ from jobs.data.columns import Mapping, Shape
 from jobs.events import Started
 from jobs.hardware import processor
 from jobs.loops import FAMILIES
-from jobs.memory.packed import rounded_up
+from jobs.memory.packed import logits_at_once, rounded_up
 from jobs.memory.plan import MemoryPlan
 from jobs.rundir import RunFiles
 from jobs.spec import RunSpec, TrainingParams
@@ -29,7 +29,7 @@ from safetensors.torch import load_file  # noqa: E402
 from jobs.training.data import collate  # noqa: E402
 from jobs.training.load import Device  # noqa: E402
 from jobs.training.loss import summed_loss  # noqa: E402
-from jobs.training.packed import attention  # noqa: E402
+from jobs.training.packed import attention, head  # noqa: E402
 from jobs.training.packed import loop as packed_loop  # noqa: E402
 from jobs.training.packed.model import PackedModel, flat_weights  # noqa: E402
 from jobs.training.packed.packs import lay_out, pack_rows, step_rows  # noqa: E402
@@ -378,6 +378,29 @@ def test_a_pass_that_is_not_recorded_is_rounded_up_finely(on_gpu: bool) -> None:
         padded = filled(arrays(pack, [len(pack.kept)]), size, longest)
         assert [len(padded[name]) for name in ("input_ids", "positions", "kept")] == [size.tokens] * 2 + [size.kept]
         assert len(padded["ends"]) == size.documents + 1 and padded["ends"][-1] == size.tokens
+
+
+@pytest.mark.parametrize("tokens", (0, 1, 258, 700))
+def test_the_losses_of_many_chunks_are_those_of_all_logits_at_once(tokens: int) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(tokens, 24, requires_grad=True), torch.randn(97, 24)
+    targets = torch.randint(-1, 97, (tokens,))
+    share = torch.rand(tokens)
+    for softcap, scale in ((None, 1.0), (5.0, 0.5)):
+        found = head.token_losses(hidden, weight, targets, softcap, scale)
+        logits = scale * (hidden @ weight.t())
+        logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+        expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none", ignore_index=-1)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        slopes = [torch.autograd.grad((each * share).sum(), hidden)[0] for each in (found, expected)]
+        torch.testing.assert_close(*slopes, atol=1e-5, rtol=1e-5)
+
+
+def test_on_a_cpu_no_chunk_of_logits_is_of_few_tokens() -> None:
+    for tokens in range(1, 3_000):
+        size = logits_at_once(tokens, on_gpu=False)
+        last = tokens - size * (-(-tokens // size) - 1)
+        assert size <= 383 and last > size - 12
 
 
 @pytest.mark.parametrize("window", (None, 20))

@@ -13,7 +13,7 @@ from jobs.memory.plan import MemoryPlan
 
 # The packed loop's own sizes, which decide what it keeps: jobs.training.packed takes them from here.
 # Tokens whose logits are made at once: at 128k words of vocabulary a quarter of a gigabyte on a GPU. A processor is as
-# fast with fewer, and makes them in 32 bits.
+# fast with fewer, and makes them in 32 bits; about so many.
 _CHUNK, _CPU_CHUNK = 1_024, 256
 # Operations of a forward pass, for each layer: fewer may be computed in less time than the kernels take to launch, and
 # the pass is recorded where that is seen. A layer's take from one to four milliseconds, forward and back, as fast as
@@ -67,7 +67,7 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
         # and their slopes, and a chunk of logits. In a layer's backward pass: the slope of gate times up, of its input,
         # and weights that are unpacked or turned.
         activations += 4 * tokens * shape.hidden_size * width
-        logits = min(tokens, logits_at_once(on_gpu)) * shape.vocab_size * logit
+        logits = logits_at_once(tokens, on_gpu) * shape.vocab_size * logit
         behind = max(0, tokens * behind_a_token + _unpacked(case, plan) - logits)
         if on_gpu and recorded(case, plan):
             besides = behind + evaluated  # recorded passes keep their memory to themselves
@@ -87,9 +87,12 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
     return kept
 
 
-def logits_at_once(on_gpu: bool) -> int:
-    """Tokens."""
-    return _CHUNK if on_gpu else _CPU_CHUNK
+def logits_at_once(tokens: int, on_gpu: bool) -> int:
+    """Tokens of a chunk, where there are so many in all. A processor reads the whole output head for each, of few tokens
+    as of many: there its chunks are all of one length."""
+    if on_gpu:
+        return max(1, min(tokens, _CHUNK))
+    return max(1, -(-tokens // max(1, round(tokens / _CPU_CHUNK))))
 
 
 def evaluated_at_once(on_gpu: bool) -> int:

@@ -35,8 +35,8 @@ class _TokenLosses(torch.autograd.Function):
     ) -> torch.Tensor:
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         slopes = torch.empty_like(hidden) if ctx else None  # of each token's loss by its hidden state
-        size = logits_at_once(hidden.is_cuda)
-        room = hidden.new_empty(min(size, len(hidden)), len(weight))  # for the logits of every chunk in turn
+        size = logits_at_once(len(hidden), hidden.is_cuda)
+        room = hidden.new_empty(size, len(weight))  # for the logits of every chunk in turn
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
             logits = room[: len(hidden[part])]
