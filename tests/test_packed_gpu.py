@@ -18,18 +18,17 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("size", (576, 2048, 4096))
-@pytest.mark.parametrize("adds", (False, True))
-def test_the_norm_kernels_are_their_reference(size: int, adds: bool) -> None:
+def test_the_norm_kernels_are_their_reference(size: int) -> None:
     from jobs.training.packed import kernels, pieces
 
-    x, branch, dy, dtotal = (drawn(300, size) for _ in range(4))
+    x, dy, onto = (drawn(300, size) for _ in range(3))
     weight = drawn(size)
-    found, expected = (of(x, branch if adds else None, weight, 1e-5) for of in (kernels.norm, pieces.norm_reference))
+    found, expected = (of(x, weight, 1e-5) for of in (kernels.norm, pieces.norm_reference))
     for one, other in zip(found, expected, strict=True):
         assert apart(one, other) < 2e-4  # a value on the edge of rounding may go either way
-    total, scale = expected[1:]
-    slope = kernels.norm_backward(dy, dtotal, total, weight, scale)
-    assert apart(slope, pieces.norm_backward_reference(dy, dtotal, total, weight, scale)) < 1e-4
+    scale = expected[1]
+    slope = kernels.norm_backward(dy, onto, x, weight, scale)
+    assert apart(slope, pieces.norm_backward_reference(dy, onto, x, weight, scale)) < 1e-4
 
 
 @pytest.mark.parametrize(("heads", "size"), ((40, 64), (9, 64), (12, 128), (3, 80)))
@@ -46,14 +45,61 @@ def test_the_rotation_kernel_is_its_reference(heads: int, size: int) -> None:
     assert apart(found, x) < 8e-3
 
 
-def test_the_gate_kernels_are_their_reference() -> None:
-    from jobs.training.packed import kernels, pieces
+@pytest.mark.parametrize("rank", (0, 1, 8, 16, 48, 64))
+@pytest.mark.parametrize("rows", (5, 3_000))
+def test_a_sum_and_what_waits_for_it_are_their_reference(rows: int, rank: int) -> None:
+    from jobs.training.packed import finishing, finishing_kernels
 
-    both, dy = drawn(300, 2 * 1536), drawn(300, 1536)
-    assert apart(kernels.gate(both), pieces.gate_reference(both.float())) < 4e-3
-    expected = pieces.gate_backward_reference(dy.float(), both.float())
-    for one, other in zip(kernels.gate_backward_(dy, both), expected, strict=True):
+    y, onto = drawn(rows, 576), drawn(rows, 576)
+    (waits,) = waiting(rows, (576,), (rank,))
+    expected = finishing.add_reference(y.float(), onto.float(), waits)
+    apart_from_it = torch.empty_like(y)
+    assert apart(finishing_kernels.add(y, onto, waits, apart_from_it), expected) < 4e-3
+    assert apart(finishing_kernels.add(y, onto, waits, out=y), expected) < 4e-3
+
+
+@pytest.mark.parametrize("ranks", ((0, 0, 0), (16, 16, 16), (4, 0, 64), (0, 1, 0), (0, 0, 8)))
+@pytest.mark.parametrize("rows", (5, 3_000))
+def test_the_gate_kernels_are_their_reference(rows: int, ranks: tuple[int, ...]) -> None:
+    from jobs.training.packed import finishing, finishing_kernels
+
+    inner = 1_000  # no multiple of a tile
+    both, dy = drawn(rows, 2 * inner), drawn(rows, inner)
+    wait = waiting(rows, (inner, inner), ranks[:2])
+    left, right = drawn(rows, ranks[2]) / 4, drawn(ranks[2], inner) / 4
+    slope = finishing.Addend(left, right) if ranks[2] else None
+    before = both.clone()
+    assert apart(finishing_kernels.gate(both, wait), finishing.gate_reference(both.float(), wait)) < 4e-3
+    assert torch.equal(both, before)
+    expected = finishing.gate_backward_reference(dy.float(), both.float(), wait, slope)
+    for one, other in zip(finishing_kernels.gate_backward_(dy, both, wait, slope), expected, strict=True):
         assert apart(one, other) < 4e-3
+
+
+@pytest.mark.parametrize("turns", (False, True))
+@pytest.mark.parametrize("ranks", ((0, 0, 0), (16, 16, 16), (8, 0, 8), (0, 1, 64)))
+@pytest.mark.parametrize(("queries", "keys", "size"), ((32, 8, 64), (9, 3, 64), (8, 2, 128), (4, 1, 256), (3, 1, 80)))
+def test_finished_heads_are_their_reference_and_so_is_the_way_back(
+    queries: int, keys: int, size: int, ranks: tuple[int, ...], turns: bool
+) -> None:
+    from jobs.training.packed import finishing
+
+    counts, angle = (queries, keys, keys), torch.randn(300, size // 2, device="cuda")
+    cos, sin = (torch.cat((part, part), 1).bfloat16() if turns else None for part in (angle.cos(), angle.sin()))
+    heads = finishing.Heads(queries, keys, size, cos, sin)
+    exact = finishing.Heads(queries, keys, size, *(part.float() if turns else None for part in (cos, sin)))
+    x = drawn(300, sum(counts), size)
+    wait = waiting(300, tuple(count * size for count in counts), ranks)
+    expected = x.float()
+    finishing.turn_heads_reference_(expected, exact, wait)
+    heads.turn_(x, wait)
+    assert apart(x, expected) < 4e-3
+    parts = [drawn(300, count, size) for count in counts]
+    parts[0] = drawn(queries, 300, size).transpose(0, 1)  # as attention may leave it
+    expected = torch.cat([part.float() for part in parts], dim=1)
+    if turns:
+        expected = finishing.join_heads_reference([part.float() for part in parts], exact.cos, exact.sin)
+    assert apart(heads.joined(parts), expected) < 4e-3
 
 
 def test_the_cross_entropy_kernel_is_its_reference() -> None:
@@ -264,6 +310,17 @@ def test_memory_that_runs_out_while_a_pass_is_recorded_does_not_end_the_run(
     assert Starved.begun == caplog.text.count("Memory ran out with packs") == 1, "what needs the least is not recorded"
     for name in ("loss", "eval_loss"):
         assert series(tried, name) == pytest.approx(series(calm, name), rel=2e-2), name
+
+
+def waiting(rows: int, columns: tuple[int, ...], ranks: tuple[int, ...]) -> list[Any]:
+    """What waits for each of the parts of a product, as a group gives it: parts of one product of low rank."""
+    from jobs.training.packed.finishing import Addend
+
+    parts = (drawn(rows, sum(ranks)) / 4).split(ranks, dim=1)
+    return [
+        Addend(part, (drawn(width, rank) / 4).t()) if rank else None
+        for part, width, rank in zip(parts, columns, ranks, strict=True)
+    ]
 
 
 def drawn(*shape: int) -> Any:

@@ -29,7 +29,7 @@ from safetensors.torch import load_file  # noqa: E402
 from jobs.training.data import collate  # noqa: E402
 from jobs.training.load import Device  # noqa: E402
 from jobs.training.loss import summed_loss  # noqa: E402
-from jobs.training.packed import attention, head  # noqa: E402
+from jobs.training.packed import attention, finishing, head  # noqa: E402
 from jobs.training.packed import loop as packed_loop  # noqa: E402
 from jobs.training.packed.model import PackedModel, flat_weights  # noqa: E402
 from jobs.training.packed.packs import lay_out, pack_rows, step_rows  # noqa: E402
@@ -378,6 +378,36 @@ def test_a_pass_that_is_not_recorded_is_rounded_up_finely(on_gpu: bool) -> None:
         padded = filled(arrays(pack, [len(pack.kept)]), size, longest)
         assert [len(padded[name]) for name in ("input_ids", "positions", "kept")] == [size.tokens] * 2 + [size.kept]
         assert len(padded["ends"]) == size.documents + 1 and padded["ends"][-1] == size.tokens
+
+
+def test_what_waits_to_be_added_is_as_if_it_had_been_added_at_once() -> None:
+    torch.manual_seed(0)
+    product, onto, dy = torch.randn(50, 96), torch.randn(50, 96), torch.randn(50, 48)
+    inner = torch.randn(50, 12)
+
+    def addend(columns: int, place: int) -> finishing.Addend:
+        return finishing.Addend(inner[:, 4 * place : 4 * place + 4], torch.randn(columns, 4).t())
+
+    waits = addend(96, 0)
+    whole = product + waits.left @ waits.right
+    torch.testing.assert_close(finishing.add(product, onto, waits, torch.empty_like(product)), whole + onto)
+    wait = [addend(48, 0), addend(48, 1)]
+    whole = product + torch.cat([each.left @ each.right for each in wait], dim=1)
+    torch.testing.assert_close(finishing.gate(product, wait), finishing.gate(whole, (None, None)))
+    slope = addend(48, 2)
+    found = finishing.gate_backward_(dy, product, wait, slope)
+    expected = finishing.gate_backward_(dy + slope.left @ slope.right, whole, (None, None), None)
+    torch.testing.assert_close(found, expected)
+    of_heads = [addend(columns, place) for place, columns in enumerate((64, 16, 16))]
+    heads = finishing.Heads(4, 1, 16, torch.randn(50, 16), torch.randn(50, 16))
+    found, whole = (
+        product.view(50, 6, 16).clone(),
+        product + torch.cat([each.left @ each.right for each in of_heads], 1),
+    )
+    heads.turn_(found, of_heads)
+    expected = whole.view(50, 6, 16).clone()
+    heads.turn_(expected, (None, None, None))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("tokens", (0, 1, 258, 700))

@@ -88,8 +88,8 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
 
 
 def logits_at_once(tokens: int, on_gpu: bool) -> int:
-    """Tokens of a chunk, where there are so many in all. A processor reads the whole output head for each, of few tokens
-    as of many: there its chunks are all of one length."""
+    """Tokens of a chunk, where there are so many in all. A processor reads the whole output head for each, be it of few
+    tokens or of many: there its chunks are all of one length."""
     if on_gpu:
         return max(1, min(tokens, _CHUNK))
     return max(1, -(-tokens // max(1, round(tokens / _CPU_CHUNK))))

@@ -22,7 +22,7 @@ def group_of(alike: Sequence[Sequence[Any]], leaves: Leaves) -> Group:
         base = layer.base_layer if place in trained else layer
         if place in trained:
             size = count * layer.r[_name(layer)]
-            spans.append(Span(slice(begin, begin + base.out_features), slice(rank, rank + size)))
+            spans.append(Span(place, slice(begin, begin + base.out_features), slice(rank, rank + size)))
             rank += size
         begin += base.out_features
         bare.append(base)
@@ -34,6 +34,7 @@ def group_of(alike: Sequence[Sequence[Any]], leaves: Leaves) -> Group:
         else None,
         bs=[leaves.columns([_matrix(layers[place], "lora_B") for layers in alike]) for place in trained],
         spans=spans,
+        layers=len(first),
         route=_route(alike, trained) if count > 1 and trained else None,
     )
 

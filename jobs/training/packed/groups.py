@@ -1,7 +1,8 @@
 """Linear layers that read the same input, with LoRA beside them, as one: queries, keys and values; gate and up.
 
-One product with their frozen weights, one with their stacked A, and each B added in place to its own columns, so that
-LoRA costs no pass over the outputs beyond its own. The backward pass is written out for the same reason.
+One product with their frozen weights, one with their stacked A; what each B adds to its own columns is added by the
+pass that follows the product (finishing.py), so that LoRA costs no pass over the outputs of its own. The backward pass
+is written out for the same reason.
 
 Several adapters stand in one group side by side: all tokens meet all of their A, and what is not a token's own is
 struck out before B (route_). One wide product costs hardly more than one narrow one, and far less than many.
@@ -14,14 +15,17 @@ from typing import Any
 
 import torch
 
+from jobs.training.packed.finishing import MOST_RANK, Addend, Heads, add, gate, gate_backward_
 from jobs.training.packed.frozen import Frozen
-from jobs.training.packed.pieces import gate, gate_backward_, rotate_, route_
+from jobs.training.packed.pieces import route_
 
 
 @dataclass(frozen=True)
 class Span:
-    """Where one layer's B goes: columns of the output, and of the product with the stacked A."""
+    """Which of the layers a B belongs to, and where it goes: columns of the output, and of the product with the stacked
+    A."""
 
+    layer: int
     out: slice
     rank: slice
 
@@ -44,6 +48,7 @@ class Group:
     a: torch.Tensor | None  # [the ranks of all, in]; None where no layer of the group is trained
     bs: list[torch.Tensor]  # [out, rank] of each that is
     spans: list[Span]
+    layers: int
     route: Route | None = None
 
     @property
@@ -60,12 +65,24 @@ class Group:
         return route_(x @ self.a.t(), adapters, self.route.owners, self.route.scales)
 
     def forward(self, x: torch.Tensor, adapters: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(outputs, scale x A^T), without autograd."""
+        """(outputs, but for what of them `waiting` gives; scale x A^T), without autograd."""
         y, inner = self.frozen.product(x), self.inner(x, adapters)
-        if inner is not None:
+        if inner is not None and not self._waits:
             for span, b in zip(self.spans, self.bs, strict=True):
                 y[:, span.out].addmm_(inner[:, span.rank], b.t())
         return y, inner
+
+    def waiting(self, inner: torch.Tensor | None) -> list[Addend | None]:
+        """What is still to be added to the outputs of each layer."""
+        found: list[Addend | None] = [None] * self.layers
+        if inner is not None and self._waits:
+            for span, b in zip(self.spans, self.bs, strict=True):
+                found[span.layer] = Addend(inner[:, span.rank], b.t())
+        return found
+
+    @property
+    def _waits(self) -> bool:
+        return all(b.is_cuda and b.shape[1] <= MOST_RANK for b in self.bs)
 
     def backward(
         self,
@@ -107,26 +124,31 @@ def scaled_product(x: torch.Tensor, y: torch.Tensor, scale: float, out: torch.Te
     return torch.addmm(found, x, y, beta=0, alpha=scale, out=found)
 
 
-def project(x: torch.Tensor, group: Group, adapters: torch.Tensor | None) -> torch.Tensor:
-    """[tokens, the outputs of all] from x [tokens, in]."""
-    return _Project.apply(x, group, adapters, *group.leaves)  # type: ignore[no-any-return]
+def project(x: torch.Tensor, group: Group, adapters: torch.Tensor | None, onto: torch.Tensor) -> torch.Tensor:
+    """onto + the output of a group of one layer, [tokens, out], from x [tokens, in]."""
+    return _Project.apply(x, onto, group, adapters, *group.leaves)  # type: ignore[no-any-return]
 
 
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, group: Group, adapters: torch.Tensor | None, *leaves: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        onto: torch.Tensor,
+        group: Group,
+        adapters: torch.Tensor | None,
+        *leaves: torch.Tensor,
     ) -> torch.Tensor:
         y, inner = group.forward(x, adapters)
         ctx.save_for_backward(x if leaves else None, inner)
         ctx.group, ctx.adapters = group, adapters
-        return y
+        return add(y, onto, group.waiting(inner)[0], out=y)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         x, inner = ctx.saved_tensors
         dx, slopes = ctx.group.backward(dy.contiguous(), x, inner, ctx.adapters, ctx.needs_input_grad[0])
-        return dx, None, None, *slopes
+        return dx, dy, None, None, *slopes
 
 
 def project_heads(
@@ -136,31 +158,14 @@ def project_heads(
     return _ProjectHeads.apply(x, group, heads, adapters, *group.leaves)  # type: ignore[no-any-return]
 
 
-@dataclass
-class Heads:
-    """How many there are, and by what they are turned: nothing without `cos` and `sin` [tokens, size]."""
-
-    queries: int
-    keys: int
-    size: int
-    cos: torch.Tensor | None
-    sin: torch.Tensor | None
-
-    def turn_(self, joined: torch.Tensor, back: bool = False) -> None:
-        if self.cos is not None and self.sin is not None:
-            rotate_(joined[:, : self.queries + self.keys], self.cos, self.sin, back)
-
-
 class _ProjectHeads(torch.autograd.Function):
-    """The turn is done in place, on the product on the way forward, on its slope on the way back."""
-
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, group: Group, heads: Heads, adapters: torch.Tensor | None, *leaves: torch.Tensor
     ) -> Any:
         y, inner = group.forward(x, adapters)
         joined = y.view(len(x), -1, heads.size)
-        heads.turn_(joined)
+        heads.turn_(joined, group.waiting(inner))
         ctx.save_for_backward(x if leaves else None, inner)
         ctx.group, ctx.heads, ctx.adapters = group, heads, adapters
         return joined.split((heads.queries, heads.keys, heads.keys), dim=1)
@@ -168,22 +173,25 @@ class _ProjectHeads(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *parts: torch.Tensor) -> Any:
         x, inner = ctx.saved_tensors
-        joined = torch.cat(parts, dim=1)
-        ctx.heads.turn_(joined, back=True)
-        dy = joined.view(len(joined), -1)
+        dy = ctx.heads.joined(parts).flatten(1)
         dx, slopes = ctx.group.backward(dy, x, inner, ctx.adapters, ctx.needs_input_grad[0])
         return dx, None, None, None, *slopes
 
 
 def gated_mlp(
-    x: torch.Tensor, gate_up: Group, down: Group, adapters: torch.Tensor | None, whole: bool = True
+    x: torch.Tensor,
+    gate_up: Group,
+    down: Group,
+    adapters: torch.Tensor | None,
+    onto: torch.Tensor,
+    whole: bool = True,
 ) -> torch.Tensor:
-    """down(silu(gate(x)) x up(x)), [tokens, hidden]. What stands between is made again on the way back: it is the
-    widest thing in the model, and cheap.
+    """onto + down(silu(gate(x)) x up(x)), [tokens, hidden]. What stands between is made again on the way back: it is
+    the widest thing in the model, and cheap.
 
     Not `whole`: only what the way back needs is computed, and what is returned has no values."""
     leaves = (*gate_up.leaves, *down.leaves)
-    return _GatedMlp.apply(x, gate_up, down, adapters, whole, *leaves)  # type: ignore[no-any-return]
+    return _GatedMlp.apply(x, onto, gate_up, down, adapters, whole, *leaves)  # type: ignore[no-any-return]
 
 
 class _GatedMlp(torch.autograd.Function):
@@ -191,17 +199,21 @@ class _GatedMlp(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
+        onto: torch.Tensor,
         gate_up: Group,
         down: Group,
         adapters: torch.Tensor | None,
         whole: bool,
         *leaves: torch.Tensor,
     ) -> torch.Tensor:
+        y = torch.empty_like(onto)  # first: behind what soon goes it would leave a hole in memory, in every layer
         both, inner = gate_up.forward(x, adapters)
+        wait = gate_up.waiting(inner)
         if whole:
-            y, down_inner = down.forward(gate(both), adapters)
+            product, down_inner = down.forward(gate(both, wait), adapters)
+            add(product, onto, down.waiting(down_inner)[0], out=y)
         else:
-            y, down_inner = torch.empty_like(x), None if down.a is None else down.inner(gate(both), adapters)
+            down_inner = None if down.a is None else down.inner(gate(both, wait), adapters)
         ctx.save_for_backward(x, both, inner, down_inner)
         ctx.gate_up, ctx.down, ctx.adapters = gate_up, down, adapters
         return y
@@ -209,20 +221,27 @@ class _GatedMlp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         x, both, inner, down_inner = ctx.saved_tensors
-        adapters: torch.Tensor | None = ctx.adapters
-        dboth, slopes = _through_the_gate(dy.contiguous(), both, down_inner, ctx.down, adapters)
-        dx, more = ctx.gate_up.backward(dboth, x, inner, adapters, ctx.needs_input_grad[0])
-        return dx, None, None, None, None, *more, *slopes
+        gate_up, adapters = ctx.gate_up, ctx.adapters
+        dboth, slopes = _through_the_gate(dy.contiguous(), both, gate_up.waiting(inner), down_inner, ctx.down, adapters)
+        dx, more = gate_up.backward(dboth, x, inner, adapters, ctx.needs_input_grad[0])
+        return dx, dy, None, None, None, None, *more, *slopes
 
 
 def _through_the_gate(
-    dy: torch.Tensor, both: torch.Tensor, inner: torch.Tensor | None, down: Group, adapters: torch.Tensor | None
+    dy: torch.Tensor,
+    both: torch.Tensor,
+    wait: list[Addend | None],
+    inner: torch.Tensor | None,
+    down: Group,
+    adapters: torch.Tensor | None,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """As Group.backward of `down`, whose input is made while its slope passes the gate."""
     dmiddle = down.frozen.product_back(dy)
     if down.a is None or inner is None:
-        return gate_backward_(dmiddle, both)[0], []
+        return gate_backward_(dmiddle, both, wait, None)[0], []
     dinner, dbs = down.backward_inner(dy, inner, adapters)
-    dmiddle.addmm_(dinner, down.a)
-    dboth, middle = gate_backward_(dmiddle, both)
+    waits = dy.is_cuda and dinner.shape[1] <= MOST_RANK
+    if not waits:
+        dmiddle.addmm_(dinner, down.a)
+    dboth, middle = gate_backward_(dmiddle, both, wait, Addend(dinner, down.a) if waits else None)
     return dboth, [dinner.t() @ middle, *dbs]

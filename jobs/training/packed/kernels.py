@@ -1,7 +1,7 @@
 """Triton kernels: work that is bound by memory, each in one pass over it.
 
-The reference of each stands beside its call, in pieces.py, head.py, frozen.py and float8.py; tests/test_packed_gpu.py
-holds them together.
+The reference of each stands beside its call, in pieces.py, finishing.py, head.py, frozen.py and float8.py;
+tests/test_packed_gpu.py holds them together. Those that also add what an adapter adds are finishing_kernels.py's.
 """
 
 # Triton reads these functions' source: their arguments cannot carry types that mypy knows.
@@ -9,6 +9,7 @@ holds them together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,16 +54,12 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Ten
 
 
 @triton.jit
-def _norm(x, branch, weight, y, total, scale, size, eps, ADDS: tl.constexpr, SIZE: tl.constexpr):
+def _norm(x, weight, y, scale, size, eps, SIZE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, SIZE)
     inside = column < size
     place = row * size + column
-    value = tl.load(x + place, mask=inside, other=0.0)
-    if ADDS:
-        value = value + tl.load(branch + place, mask=inside, other=0.0)
-        tl.store(total + place, value, mask=inside)
-    exact = value.to(tl.float32)
+    exact = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
     inverse = 1.0 / tl.sqrt(tl.sum(exact * exact, 0) / size + eps)
     tl.store(scale + row, inverse)
     normed = (exact * inverse).to(y.dtype.element_ty)
@@ -70,42 +67,36 @@ def _norm(x, branch, weight, y, total, scale, size, eps, ADDS: tl.constexpr, SIZ
 
 
 @triton.jit
-def _norm_backward(dy, dtotal, total, weight, scale, dx, size, SIZE: tl.constexpr):
+def _norm_backward(dy, onto, x, weight, scale, dx, size, SIZE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, SIZE)
     inside = column < size
     place = row * size + column
     inverse = tl.load(scale + row)
-    normed = tl.load(total + place, mask=inside, other=0.0).to(tl.float32) * inverse
+    normed = tl.load(x + place, mask=inside, other=0.0).to(tl.float32) * inverse
     slope = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
     slope *= tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     found = (slope - normed * (tl.sum(slope * normed, 0) / size)) * inverse
-    found += tl.load(dtotal + place, mask=inside, other=0.0).to(tl.float32)
+    found += tl.load(onto + place, mask=inside, other=0.0).to(tl.float32)
     tl.store(dx + place, found.to(dx.dtype.element_ty), mask=inside)
 
 
-def norm(
-    x: torch.Tensor, branch: torch.Tensor | None, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """As jobs.training.packed.pieces.norm_reference, for contiguous [rows, size]."""
     rows, size = x.shape
     y, scale = torch.empty_like(x), torch.empty(rows, dtype=torch.float32, device=x.device)
-    total = x if branch is None else torch.empty_like(x)
-    _norm[(rows,)](
-        x, x if branch is None else branch, weight, y, total, scale, size, eps,
-        ADDS=branch is not None, SIZE=triton.next_power_of_2(size), num_warps=_warps(size),
-    )  # fmt: skip
-    return y, total, scale
+    _norm[(rows,)](x, weight, y, scale, size, eps, SIZE=triton.next_power_of_2(size), num_warps=_warps(size))
+    return y, scale
 
 
 def norm_backward(
-    dy: torch.Tensor, dtotal: torch.Tensor, total: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
+    dy: torch.Tensor, onto: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
     """As jobs.training.packed.pieces.norm_backward_reference."""
-    rows, size = total.shape
-    dx = torch.empty_like(total)
+    rows, size = x.shape
+    dx = torch.empty_like(x)
     _norm_backward[(rows,)](
-        dy, dtotal, total, weight, scale, dx, size, SIZE=triton.next_power_of_2(size), num_warps=_warps(size)
+        dy, onto, x, weight, scale, dx, size, SIZE=triton.next_power_of_2(size), num_warps=_warps(size)
     )
     return dx
 
@@ -134,45 +125,39 @@ def rotate_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: float) 
 
 
 @triton.jit
-def _gate(both, y, inner, COLUMNS: tl.constexpr):
+def _join_heads(dq, dk, dv, cos, sin, y, heads, queries, keys, half, HEADS: tl.constexpr, HALF: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = column < inner
-    gate = tl.load(both + row * 2 * inner + column, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(both + row * 2 * inner + inner + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + row * inner + column, (gate * tl.sigmoid(gate) * up).to(y.dtype.element_ty), mask=inside)
+    head, pair = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
+    size, values = 2 * half, heads - queries - keys
+    narrow = pair < half
+    c = tl.load(cos + row * size + pair, mask=narrow, other=0.0).to(tl.float32)
+    s = tl.load(sin + row * size + pair, mask=narrow, other=0.0).to(tl.float32)
+    of_q, of_k = head < queries, (head >= queries) & (head < queries + keys)
+    of_v = (head >= queries + keys) & (head < heads)
+    from_q = dq + (row * queries + head) * size + pair
+    from_k = dk + (row * keys + head - queries) * size + pair
+    from_v = dv + (row * values + head - queries - keys) * size + pair
+    one = tl.load(from_q, mask=of_q & narrow, other=0.0).to(tl.float32)
+    one += tl.load(from_k, mask=of_k & narrow, other=0.0).to(tl.float32)
+    other = tl.load(from_q + half, mask=of_q & narrow, other=0.0).to(tl.float32)
+    other += tl.load(from_k + half, mask=of_k & narrow, other=0.0).to(tl.float32)
+    first = one * c + other * s + tl.load(from_v, mask=of_v & narrow, other=0.0).to(tl.float32)
+    second = other * c - one * s + tl.load(from_v + half, mask=of_v & narrow, other=0.0).to(tl.float32)
+    place = y + (row * heads + head) * size + pair
+    tl.store(place, first.to(y.dtype.element_ty), mask=(head < heads) & narrow)
+    tl.store(place + half, second.to(y.dtype.element_ty), mask=(head < heads) & narrow)
 
 
-@triton.jit
-def _gate_backward(dy, both, inner, COLUMNS: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = column < inner
-    gate = tl.load(both + row * 2 * inner + column, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(both + row * 2 * inner + inner + column, mask=inside, other=0.0).to(tl.float32)
-    slope = tl.load(dy + row * inner + column, mask=inside, other=0.0).to(tl.float32)
-    share = tl.sigmoid(gate)
-    passed = gate * share
-    kind = dy.dtype.element_ty
-    tl.store(dy + row * inner + column, (passed * up).to(kind), mask=inside)
-    tl.store(both + row * 2 * inner + inner + column, (slope * passed).to(kind), mask=inside)
-    dgate = slope * up * share * (1.0 + gate * (1.0 - share))
-    tl.store(both + row * 2 * inner + column, dgate.to(kind), mask=inside)
-
-
-def gate(both: torch.Tensor) -> torch.Tensor:
-    """As jobs.training.packed.pieces.gate_reference, for contiguous [tokens, 2 x inner]."""
-    tokens, inner = both.shape[0], both.shape[1] // 2
-    y = both.new_empty(tokens, inner)
-    _gate[(tokens, triton.cdiv(inner, 1024))](both, y, inner, COLUMNS=1024, num_warps=4)
+def join_heads(parts: Sequence[torch.Tensor], cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """As jobs.training.packed.finishing.join_heads_reference, for parts [tokens, heads, size]."""
+    tokens, _, size = parts[0].shape
+    parts, counts = [part.contiguous() for part in parts], [part.shape[1] for part in parts]
+    y = parts[0].new_empty(tokens, sum(counts), size)
+    _join_heads[(tokens,)](
+        *parts, cos, sin, y, sum(counts), counts[0], counts[1], size // 2,
+        HEADS=triton.next_power_of_2(sum(counts)), HALF=triton.next_power_of_2(size // 2), num_warps=4,
+    )  # fmt: skip
     return y
-
-
-def gate_backward_(dy: torch.Tensor, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As jobs.training.packed.pieces.gate_backward_reference, written over `both` and `dy`."""
-    tokens, inner = dy.shape
-    _gate_backward[(tokens, triton.cdiv(inner, 1024))](dy, both, inner, COLUMNS=1024, num_warps=4)
-    return both, dy
 
 
 @triton.jit

@@ -14,10 +14,11 @@ import torch
 
 from jobs.loops import FUSED
 from jobs.training.packed.attention import attend
+from jobs.training.packed.finishing import Heads
 from jobs.training.packed.grouping import can_group, group_of
-from jobs.training.packed.groups import Group, Heads, gated_mlp, project, project_heads
+from jobs.training.packed.groups import Group, gated_mlp, project, project_heads
 from jobs.training.packed.leaves import Leaves
-from jobs.training.packed.pieces import add_norm, norm, rotate
+from jobs.training.packed.pieces import norm, rotate
 
 
 @dataclass
@@ -50,8 +51,9 @@ class FusedLayer:
     def __call__(self, x: torch.Tensor, at: Positions, whole: bool = True) -> torch.Tensor:
         """Not `whole`: what the way back needs, and no values (groups.gated_mlp)."""
         h, x = norm(x, self.norms[0], self.eps)
-        h, x = add_norm(x, self._attention(h, at), self.norms[1], self.eps)
-        return x + gated_mlp(h, self.gate_up, self.down, at.adapters, whole)
+        x = project(self._attention(h, at), self.o, at.adapters, onto=x)
+        h, x = norm(x, self.norms[1], self.eps)
+        return gated_mlp(h, self.gate_up, self.down, at.adapters, x, whole)
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -70,8 +72,7 @@ class FusedLayer:
             q, k = (_norm_heads(part, weight, self.eps) for part, weight in zip((q, k), self.head_norms, strict=True))
             if cos is not None and sin is not None:
                 q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        found = attend(q, k, v, at.ends, at.longest, self.scaling, self.window)
-        return project(found.reshape(len(h), -1), self.o, at.adapters)
+        return attend(q, k, v, at.ends, at.longest, self.scaling, self.window).reshape(len(h), -1)
 
 
 def fused_layers(decoders: Sequence[Any], leaves: Leaves) -> list[FusedLayer]:
