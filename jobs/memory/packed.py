@@ -45,6 +45,7 @@ _CPU_HOLES, _CPU_LOGIT_HOLES = 0.45, 0.1
 # the holes that it saves: where an evaluation is the peak, there is no other gain.
 _CPU_AGAIN = 45 << 20
 _COMPILED, _MOST_COMPILED = 20 << 20, 120 << 20
+_CPU_ANSWERS = 100 << 20  # to answer the test prompts between two steps: room that a step of a few rows does not leave
 _SPREAD = 4  # standard deviations: nearly all packs lie within so many
 
 
@@ -72,7 +73,8 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
         if on_gpu and recorded(case, plan):
             besides = behind + evaluated  # recorded passes keep their memory to themselves
         else:
-            besides = max(behind, evaluated - activations - logits)
+            answers = 0 if on_gpu or case.head is not None else _CPU_ANSWERS
+            besides = max(behind, max(evaluated, answers) - activations - logits)
         return Kept(
             activations=int(activations),
             logits=logits,
@@ -197,8 +199,11 @@ def _cpu_slack(case: Case, tokens: int, activations: float, logits: float, saved
     found = _CPU_HOLES * activations + _CPU_LOGIT_HOLES * logits + min(_CPU_AGAIN, saved / 3)
     if case.width < FP32:
         rows = max(1.0, tokens / max(case.lengths.mean, 1.0))
-        sizes = _SPREAD * case.lengths.spread * rows**0.5 / _grain(tokens, on_gpu=False)
+        sizes = 1 + _SPREAD * case.lengths.spread * rows**0.5 / _grain(tokens, on_gpu=False)
+        if case.lengths.rows % (case.training.batch_size * case.training.gradient_accumulation):
+            sizes += 1  # an epoch ends with a shorter step
         found += min(_COMPILED * sizes, _MOST_COMPILED)
+        found += case.trainable * case.width  # a pass's gradients, before they are gathered
     return int(found)
 
 
