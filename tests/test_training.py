@@ -346,7 +346,7 @@ def test_the_time_left_holds_the_answers_to_come_before_the_first_is_given(
     from jobs.training.prompts import FixedPrompts
 
     def slow(self: FixedPrompts) -> None:
-        self._tried, self.seconds = True, 1_000.0
+        self._tried, self.seconds, self._base_seconds = True, 1_000.0, 1_000.0
 
     monkeypatch.setattr(FixedPrompts, "try_out", slow)
     files = make_run(tmp_path / "run", tiny_llama, prompts=("Where is ship 3?",), training={"loop": loop})
@@ -375,12 +375,18 @@ def test_a_few_tokens_tell_how_long_answers_take(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(prompts, "write", write)
     monkeypatch.setattr(prompts.time, "perf_counter", lambda: now[0])
     cpu = Device(torch.device("cpu"), torch.float32)
-    asked = prompts.FixedPrompts(torch.nn.Linear(1, 1), lambda text: {"input_ids": [1]}, ("Ho?", "Hm?"), False, cpu)
+    rows = [Row(number, np.zeros(30, np.int32), np.arange(30) < 9) for number in range(5)]
+    expected = prompts.expected_tokens(rows)
+    asked = prompts.FixedPrompts(
+        torch.nn.Linear(1, 1), lambda text: {"input_ids": [1]}, ("Ho?", "Hm?"), False, cpu, expected
+    )
     assert asked.untried and asked.seconds_to_come == 0
     asked.try_out()
     assert not asked.untried
-    assert asked.seconds == pytest.approx(0.2 + 0.1 * prompts.MAX_NEW_TOKENS)
-    assert asked.seconds_to_come == pytest.approx(2 * asked.seconds), "the base answers, too"
+    assert asked.seconds == pytest.approx(0.2 + 0.1 * 9), "the tuned model's answers are as short as the rows'"
+    of_the_base = 0.2 + 0.1 * prompts.MAX_NEW_TOKENS
+    assert asked.seconds_to_come == pytest.approx(asked.seconds + of_the_base), "the base answers, too"
+    assert prompts.expected_tokens([Row(1, np.zeros(90, np.int32), np.ones(90, bool))]) == prompts.MAX_NEW_TOKENS
 
 
 def test_a_plain_text_run_goes_on_from_its_prompts(tmp_path: Path, tiny_llama: Path) -> None:

@@ -34,7 +34,7 @@ from jobs.training.data import Row, encode_rows, rows_taken, split
 from jobs.training.lengths import lengths_of
 from jobs.training.loop import Job
 from jobs.training.objective import Objective, Setting
-from jobs.training.prompts import FixedPrompts
+from jobs.training.prompts import FixedPrompts, expected_tokens
 
 logger = logging.getLogger(__name__)
 _TELL_SECONDS = 2.0  # between two words of progress
@@ -149,7 +149,7 @@ class Preparation:
         if choice.loop == "plain" and plan.recomputed:
             self._recompute(model)
         self.trainable, self.total = model.get_nb_trainable_parameters()  # knows how many a 4-bit tensor holds
-        prompts = self._fixed_prompts(model, tokenizer, task, method, device)
+        prompts = self._fixed_prompts(model, tokenizer, task, method, device, expected_tokens(train))
         if newest:
             self._say(f"Going on after step {newest.step:,}")
             newest.restore(method, model)
@@ -215,10 +215,10 @@ class Preparation:
             base.activation_checkpointing_enable({"use_reentrant": False})
 
     def _fixed_prompts(
-        self, model: Any, tokenizer: Any, task: tasks.Task, method: Method, device: load.Device
+        self, model: Any, tokenizer: Any, task: tasks.Task, method: Method, device: load.Device, expected: int
     ) -> FixedPrompts:
         as_chat = Shape.TEXT not in task.shapes and bool(tokenizer.chat_template)
-        prompts = FixedPrompts(model, tokenizer, self._spec.prompts if task.talks else (), as_chat, device)
+        prompts = FixedPrompts(model, tokenizer, self._spec.prompts if task.talks else (), as_chat, device, expected)
         if prompts and not method.keeps_base:
             self._say("Answering the fixed prompts with the base model")
             try:

@@ -11,21 +11,32 @@ from jobs.data.rendering import prompt_text
 from jobs.errors import RowProblem, UserError
 from jobs.events import PromptAnswer
 from jobs.training.load import Device, pad_token_id
+from jobs.training.rows import Row
 from jobs.training.writing import write
 
 _LONGEST_PROMPT = 1_024  # tokens; what is longer keeps its end
 MAX_NEW_TOKENS = 48
 _TRIED = 4  # tokens
+_SAMPLED = 1_000  # rows whose answers' lengths stand for all rows'
+_MOST_ROWS = 0.9  # of them: whose answers are no longer than what is expected
 
 
 class FixedPrompts:
     """Answers the same prompts again and again. The base answers once: when the tuned model first does, or when asked.
 
-    Training must not notice: mode and random state are as before. `seconds`: what one model's answers take, 0 until
-    they were tried or given.
+    Training must not notice: mode and random state are as before. `seconds`: what the tuned model's answers take, 0
+    until they were tried or given. `expected`: tokens that its first ones are taken to have (`expected_tokens`).
     """
 
-    def __init__(self, model: Any, tokenizer: Any, prompts: Sequence[str], as_chat: bool, device: Device) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        prompts: Sequence[str],
+        as_chat: bool,
+        device: Device,
+        expected: int = MAX_NEW_TOKENS,
+    ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._prompts = tuple(prompts)
@@ -34,7 +45,8 @@ class FixedPrompts:
         self._device = device
         self._base: list[str] | None = None
         self._tried = False
-        self.seconds = 0.0
+        self._expected = expected
+        self.seconds = self._base_seconds = 0.0
 
     def __bool__(self) -> bool:
         return bool(self._prompts)
@@ -46,7 +58,7 @@ class FixedPrompts:
     @property
     def seconds_to_come(self) -> float:
         """What the next `answers` will take."""
-        return self.seconds * (2 if self._base is None else 1)
+        return self.seconds + (self._base_seconds if self._base is None else 0.0)
 
     def try_out(self) -> None:
         """Find out `seconds` from the answers' first few tokens."""
@@ -58,7 +70,8 @@ class FixedPrompts:
                 write(self._model, self._tokenizer, self._tokens, tokens)
                 took.append(time.perf_counter() - began)
         a_token = max(0.0, took[2] - took[1]) / (_TRIED - 1)
-        self.seconds = took[1] + (MAX_NEW_TOKENS - 1) * a_token
+        self.seconds = took[1] + (self._expected - 1) * a_token
+        self._base_seconds = took[1] + (MAX_NEW_TOKENS - 1) * a_token  # it knows nothing of short answers
 
     def answer_as_base(self) -> None:
         """The untrained model's answers, for a run that will leave no base to ask."""
@@ -107,3 +120,9 @@ class FixedPrompts:
                 raise UserError(f"The fixed prompt {prompt[:80]!r} cannot be asked: {problem}.") from problem
             return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         return list(self._tokenizer(prompt)["input_ids"]) or [pad_token_id(self._tokenizer)]
+
+
+def expected_tokens(rows: Sequence[Row]) -> int:
+    """Of a tuned model's answer: as many as the rows' own answers have, nearly all of them."""
+    counts = sorted(int(row.trained.sum()) for row in rows[:: max(1, len(rows) // _SAMPLED)])
+    return max(1, min(MAX_NEW_TOKENS, counts[int(_MOST_ROWS * (len(counts) - 1))]))
