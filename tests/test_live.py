@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 import sqlite3
 import time
 import urllib.error
@@ -272,6 +273,14 @@ def test_the_page_draws_what_comes_and_outlives_a_restart_of_the_server(
     window.wait_for_function("window.Graft?.runPage?.series.get('loss')?.steps.at(-1) === 92")
     assert window.evaluate("Graft.runPage.series.get('loss').steps") == steps
     assert errors == []
+
+
+@pytest.mark.browser
+def test_the_time_left_goes_on_while_a_step_takes_long(scene: Scene, run_id: int, feed: Feed, window: Page) -> None:
+    window.goto(f"{scene.server.url}/run?id={run_id}")
+    feed.metrics(93, loss=0.3)  # 60 seconds left, it says, and is not heard of again
+    left = window.locator("[data-run=figure-time] > :nth-child(2)")
+    expect(left).to_have_text(re.compile(r"^5\d s$"))
 
 
 @pytest.mark.browser

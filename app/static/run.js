@@ -120,6 +120,7 @@
     takeRun(changes) {
       const before = this.run.step ?? 0;
       Object.assign(this.run, changes);
+      if ("eta_seconds" in changes) this.leftAt = Date.now();
       const { run } = this;
       if (run.step < before && !run.ended) { // a later attempt: what came after its checkpoint is void
         for (const series of this.series.values()) series.cut(run.step);
@@ -176,7 +177,7 @@
       // by every attempt, not by the hours between two
       const taken = run.started_at ? run.trained_seconds + (run.active && run.attempt_at ? now - run.attempt_at : 0) : null;
       if (run.ended) put("time", duration(taken), run.attempt > 1 ? `in all, ${run.attempt} attempts` : "in all");
-      else put("time", run.active && run.eta_seconds != null ? duration(run.eta_seconds) : "–", taken == null ? "left" : `left · ${duration(taken)} so far`);
+      else put("time", run.active && run.eta_seconds != null ? duration(this.left()) : "–", taken == null ? "left" : `left · ${duration(taken)} so far`);
       put("loss", loss(this.latest("loss")), "at this step");
       put("eval", loss(this.latest("eval_loss")), "on unseen rows");
       put("best", loss(run.best_eval_loss), run.best_step == null ? "validation loss" : `at step ${grouped.format(run.best_step)}`);
@@ -186,6 +187,8 @@
       const texts = sizes([peak ?? 0, ...against.map(([, size]) => size)]);
       put("memory", peak == null ? "–" : texts[0], against.map(([what], at) => `${what} ${texts[at + 1]}`).join(", ") || "measured");
     }
+
+    left() { return Math.max(0, this.run.eta_seconds - (Date.now() - this.leftAt) / 1000); } // a long step counts down, too
 
     tick() { if (!this.run.ended) this.numbers(); }
 
