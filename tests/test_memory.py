@@ -171,6 +171,37 @@ def test_the_estimate_is_what_the_benchmark_measured() -> None:
             assert -0.03 <= run["predicted"] / run["measured"] - 1 <= 0.1, run
 
 
+@pytest.mark.parametrize(
+    ("method_name", "params", "training", "lengths", "gigabytes"),
+    (
+        ("lora", {"r": 8}, {"batch_size": 4}, (70, 64.2, 3.3, 90), 1.357),
+        ("lora", {"r": 8}, {"batch_size": 4}, (97, 85.8, 5.9, 135), 1.470),
+        ("lora", {"r": 16}, {"batch_size": 4}, (97, 85.8, 5.9, 135), 1.529),
+        ("lora", {"r": 256}, {"batch_size": 4}, (97, 85.8, 5.9, 135), 3.296),
+        ("lora", {"r": 16}, {"batch_size": 1, "validation_percent": 0}, (45, 43.3, 1.7, 3), 1.265),
+        ("lora", {"r": 8}, {"batch_size": 64}, (97, 85.8, 5.9, 135), 4.123),
+        ("lora", {"r": 16}, {"batch_size": 2, "max_length": 4000}, (3796, 3519, 173, 11), 5.166),
+        ("dora", {"r": 16}, {"batch_size": 64}, (63, 57.1, 2.3, 54), 5.275),
+    ),
+)
+def test_the_estimate_is_what_runs_of_the_starter_took_on_two_cores(
+    method_name: str, params: dict, training: dict, lengths: tuple, gigabytes: float
+) -> None:
+    """Whole runs from the page, with evaluations and test prompts: what benchmarks.memory leaves out."""
+    longest, mean, spread, rows = lengths
+    found = method(method_name)
+    needs = Planner(
+        shape_of_model("135m"),
+        found,
+        type(found).Params(**params),
+        TrainingParams(**{"max_length": 512, **training}),
+        CPU.model_copy(update={"bf16": True}),
+        Lengths(longest=longest, mean=mean, spread=spread, rows=rows),
+        loop="packed",
+    ).planned()[1]
+    assert 0.95 < needs.total / gigabytes / 1e9 < 1.08
+
+
 def test_a_benchmarks_shape_is_that_of_the_model_it_makes(tmp_path: Path) -> None:
     made = read_shape(make_model("30m", tmp_path))
     said = shape_of_model("30m")
@@ -282,7 +313,7 @@ def test_on_a_cpu_rows_of_nearly_one_length_have_little_compiled_for_them() -> N
         ).planned()[1]
         for spread in (0, 3, 60)
     )
-    assert alike.workspace < near.workspace < far.workspace <= alike.workspace + (100 << 20)
+    assert alike.workspace < near.workspace < far.workspace <= alike.workspace + (120 << 20)
 
 
 def test_an_evaluation_widens_few_logits_at_a_time_and_measures_the_same() -> None:

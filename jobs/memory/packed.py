@@ -38,14 +38,17 @@ _OTHER_SIZES = 0.18  # recorded passes of other sizes do not quite fit into each
 # Of the weights that were joined, what lies in holes smaller than the pieces in which memory is given back. What is
 # given back with each recording is a little more.
 _HOLES, _RECORDED_HOLES = 0.12, 0.1
-# On a CPU, measured: the holes that malloc leaves, as a share of what is kept and of logits; in 16 bits also what is
-# compiled for each size of a pack, until what is kept of it is full (jobs.rpc.child_environment).
-_CPU_HOLES, _CPU_LOGIT_HOLES = 0.45, 0.1
+# On a CPU, measured: the holes that malloc leaves, as a share of what is kept, a smaller one of what of that is beyond so
+# many bytes, and of logits; in 16 bits also what is compiled for each size of a pack, until what is kept of it is full
+# (jobs.rpc.child_environment).
+_CPU_HOLES, _CPU_MORE_HOLES, _BEYOND, _CPU_LOGIT_HOLES = 0.45, 0.2, 900 << 20, 0.1
 # What recomputed layers leave: so much, but no more than a third of what computing them twice saves, which is less than
 # the holes that it saves: where an evaluation is the peak, there is no other gain.
 _CPU_AGAIN = 45 << 20
-_COMPILED, _MOST_COMPILED = 20 << 20, 120 << 20
-_CPU_ANSWERS = 100 << 20  # to answer the test prompts between two steps: room that a step of a few rows does not leave
+_COMPILED, _MOST_COMPILED = 30 << 20, 120 << 20
+# To answer the test prompts between two steps takes room that a step of a few rows does not leave: so much, but no more
+# than a share of the base.
+_CPU_ANSWERS, _ANSWERS_SHARE = 100 << 20, 0.4
 _SPREAD = 4  # standard deviations: nearly all packs lie within so many
 
 
@@ -55,6 +58,7 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
     on_gpu = case.hardware.device == "cuda"
     each, logit, evaluated = layer(case), _logit_bytes(case, on_gpu), _evaluated(case, on_gpu)
     behind_a_token = _behind_a_token(case, on_gpu)
+    answers = 0.0 if on_gpu or case.head is not None else min(_CPU_ANSWERS, _ANSWERS_SHARE * shape.parameters * width)
 
     def kept(plan: MemoryPlan) -> Kept:
         tokens = case.pack_tokens(plan)
@@ -73,7 +77,6 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
         if on_gpu and recorded(case, plan):
             besides = behind + evaluated  # recorded passes keep their memory to themselves
         else:
-            answers = 0 if on_gpu or case.head is not None else _CPU_ANSWERS
             besides = max(behind, max(evaluated, answers) - activations - logits)
         return Kept(
             activations=int(activations),
@@ -196,10 +199,11 @@ def _logit_bytes(case: Case, on_gpu: bool) -> int:
 def _cpu_slack(case: Case, tokens: int, activations: float, logits: float, saved: float) -> int:
     """What is resident beyond what is in use. `tokens`: of the longest pack; `saved`: activations that are not kept,
     since layers are computed twice."""
-    found = _CPU_HOLES * activations + _CPU_LOGIT_HOLES * logits + min(_CPU_AGAIN, saved / 3)
+    found = _CPU_HOLES * min(activations, _BEYOND) + _CPU_MORE_HOLES * max(0, activations - _BEYOND)
+    found += _CPU_LOGIT_HOLES * logits + min(_CPU_AGAIN, saved / 3)
     if case.width < FP32:
         rows = max(1.0, tokens / max(case.lengths.mean, 1.0))
-        sizes = 1 + _SPREAD * case.lengths.spread * rows**0.5 / _grain(tokens, on_gpu=False)
+        sizes = _SPREAD * case.lengths.spread * rows**0.5 / _grain(tokens, on_gpu=False)
         if case.lengths.rows % (case.training.batch_size * case.training.gradient_accumulation):
             sizes += 1  # an epoch ends with a shorter step
         found += min(_COMPILED * sizes, _MOST_COMPILED)

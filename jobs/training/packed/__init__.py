@@ -5,7 +5,8 @@ Rows stand one after another in one long sequence, so nothing is computed for pa
 leaves.py), and as part of the products it stands beside (grouping.py, groups.py, frozen.py, float8.py); where that
 cannot be, each layer by itself (linear.py). Between the products a layer takes a few passes over memory, each one
 kernel on a GPU (layers.py, pieces.py, kernels.py); those that finish a product add what LoRA adds to it on their way
-(finishing.py, finishing_kernels.py). Logits are made a chunk at a time, and only where a token is trained (head.py). Small passes are recorded and replayed (passes.py, sizes.py). Where memory is short layers are computed twice
+(finishing.py, finishing_kernels.py). Logits are made a chunk at a time, and only where a token is trained (head.py).
+Small passes are recorded and replayed (passes.py, sizes.py). Where memory is short layers are computed twice
 (recompute.py), and what need not lie on the GPU does not (hosted.py), as jobs.memory.plan says. model.py puts it
 together, loop.py takes the steps, of one adapter or of several at once (adapter.py).
 
