@@ -38,7 +38,7 @@ _OTHER_SIZES = 0.18  # recorded passes of other sizes do not quite fit into each
 # Of the weights that were joined, what lies in holes smaller than the pieces in which memory is given back. What is
 # given back with each recording is a little more.
 _HOLES, _RECORDED_HOLES = 0.12, 0.1
-# On a CPU, measured: the holes that malloc leaves, as a share of what is kept, a smaller one of what of that is beyond so
+# On a CPU, measured: the holes that malloc leaves, as a share of what is kept, a smaller one of what is kept beyond so
 # many bytes, and of logits; in 16 bits also what is compiled for each size of a pack, until what is kept of it is full
 # (jobs.rpc.child_environment).
 _CPU_HOLES, _CPU_MORE_HOLES, _BEYOND, _CPU_LOGIT_HOLES = 0.45, 0.2, 900 << 20, 0.1
