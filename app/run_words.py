@@ -38,6 +38,7 @@ def header(service: Service, run: RunView) -> dict[str, Any]:
         "step": run.step,
         "total_steps": run.total_steps,
         "eta_seconds": run.eta_seconds,
+        "eta_at": None if run.eta_seconds is None else service.runs.last_step_time(run.id),  # when that was left
         "best_step": run.best_step,
         "best_eval_loss": run.best_eval_loss,
         "predicted_memory": run.predicted_memory,

@@ -281,6 +281,9 @@ def test_the_time_left_goes_on_while_a_step_takes_long(scene: Scene, run_id: int
     feed.metrics(93, loss=0.3)  # 60 seconds left, it says, and is not heard of again
     left = window.locator("[data-run=figure-time] > :nth-child(2)")
     expect(left).to_have_text(re.compile(r"^5\d s$"))
+    window.wait_for_timeout(11_000)
+    window.reload()
+    expect(left).to_have_text(re.compile(r"^[34]\d s$"))  # and does not begin anew
 
 
 @pytest.mark.browser

@@ -199,7 +199,7 @@ def test_the_estimate_is_what_runs_of_the_starter_took_on_two_cores(
         Lengths(longest=longest, mean=mean, spread=spread, rows=rows),
         loop="packed",
     ).planned()[1]
-    assert 0.95 < needs.total / gigabytes / 1e9 < 1.08
+    assert 0.97 < needs.total / gigabytes / 1e9 < 1.08
 
 
 def test_a_benchmarks_shape_is_that_of_the_model_it_makes(tmp_path: Path) -> None:

@@ -91,15 +91,15 @@ def test_finished_heads_are_their_reference_and_so_is_the_way_back(
     x = drawn(300, sum(counts), size)
     wait = waiting(300, tuple(count * size for count in counts), ranks)
     expected = x.float()
-    finishing.turn_heads_reference_(expected, exact, wait)
-    heads.turn_(x, wait)
+    finishing.finish_heads_reference_(expected, exact, wait)
+    heads.finish_(x, wait)
     assert apart(x, expected) < 4e-3
     parts = [drawn(300, count, size) for count in counts]
     parts[0] = drawn(queries, 300, size).transpose(0, 1)  # as attention may leave it
     expected = torch.cat([part.float() for part in parts], dim=1)
     if turns:
         expected = finishing.join_heads_reference([part.float() for part in parts], exact.cos, exact.sin)
-    assert apart(heads.joined(parts), expected) < 4e-3
+    assert apart(heads.slope(parts), expected) < 4e-3
 
 
 def test_the_cross_entropy_kernel_is_its_reference() -> None:

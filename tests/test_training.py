@@ -387,6 +387,8 @@ def test_a_few_tokens_tell_how_long_answers_take(monkeypatch: pytest.MonkeyPatch
     of_the_base = 0.2 + 0.1 * prompts.MAX_NEW_TOKENS
     assert asked.seconds_to_come == pytest.approx(asked.seconds + of_the_base), "the base answers, too"
     assert prompts.expected_tokens([Row(1, np.zeros(90, np.int32), np.ones(90, bool))]) == prompts.MAX_NEW_TOKENS
+    mixed = [Row(number, np.zeros(30, np.int32), np.arange(30) < 2 * number) for number in range(1, 12)]
+    assert prompts.expected_tokens(mixed) == 20, "one of ten is longer"
 
 
 def test_a_plain_text_run_goes_on_from_its_prompts(tmp_path: Path, tiny_llama: Path) -> None:

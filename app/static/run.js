@@ -120,7 +120,6 @@
     takeRun(changes) {
       const before = this.run.step ?? 0;
       Object.assign(this.run, changes);
-      if ("eta_seconds" in changes) this.leftAt = Date.now();
       const { run } = this;
       if (run.step < before && !run.ended) { // a later attempt: what came after its checkpoint is void
         for (const series of this.series.values()) series.cut(run.step);
@@ -177,7 +176,8 @@
       // by every attempt, not by the hours between two
       const taken = run.started_at ? run.trained_seconds + (run.active && run.attempt_at ? now - run.attempt_at : 0) : null;
       if (run.ended) put("time", duration(taken), run.attempt > 1 ? `in all, ${run.attempt} attempts` : "in all");
-      else put("time", run.active && run.eta_seconds != null ? duration(this.left()) : "–", taken == null ? "left" : `left · ${duration(taken)} so far`);
+      // What was left at the last step, less what has gone by: a long step counts down, too.
+      else put("time", run.active && run.eta_seconds != null ? duration(Math.max(0, run.eta_seconds - Math.max(0, now - run.eta_at))) : "–", taken == null ? "left" : `left · ${duration(taken)} so far`);
       put("loss", loss(this.latest("loss")), "at this step");
       put("eval", loss(this.latest("eval_loss")), "on unseen rows");
       put("best", loss(run.best_eval_loss), run.best_step == null ? "validation loss" : `at step ${grouped.format(run.best_step)}`);
@@ -187,8 +187,6 @@
       const texts = sizes([peak ?? 0, ...against.map(([, size]) => size)]);
       put("memory", peak == null ? "–" : texts[0], against.map(([what], at) => `${what} ${texts[at + 1]}`).join(", ") || "measured");
     }
-
-    left() { return Math.max(0, this.run.eta_seconds - (Date.now() - this.leftAt) / 1000); } // a long step counts down, too
 
     tick() { if (!this.run.ended) this.numbers(); }
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _NF4_BITS = {True: 4.127, False: 4.5}  # bits a weight, scales included: with and without double quantization
 _INT8_BITS = 8.1  # a scale in 32 bits for each row
 _NARROW_MOMENT = 1 + FP32 / 256  # bytes of one in 8 bits, with its part of a block's scale
-PROCESS = 640 << 20  # a trainer's imports on a CPU, and what it does besides: evaluates, answers, saves; measured
+PROCESS = 640 << 20  # a trainer's imports on a CPU, and what it does besides: evaluates, saves; measured
 _MEASURES = 80 << 20  # what a new head's measures import besides (scikit-learn), measured with the starter encoder
 CUDA_CONTEXT = 600 << 20  # kernels and handles on a GPU: outside torch's allocator, so outside the measured peak
 

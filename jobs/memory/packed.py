@@ -12,9 +12,9 @@ from jobs.memory.kept import FP32, Case, Kept
 from jobs.memory.plan import MemoryPlan
 
 # The packed loop's own sizes, which decide what it keeps: jobs.training.packed takes them from here.
-# Tokens whose logits are made at once: at 128k words of vocabulary a quarter of a gigabyte on a GPU. A processor is as
-# fast with fewer, and makes them in 32 bits; about so many.
-_CHUNK, _CPU_CHUNK = 1_024, 256
+# Tokens whose logits are made at once, at most: at 128k words of vocabulary a quarter of a gigabyte on a GPU. A CPU is
+# as fast with fewer, and makes them in 32 bits.
+_CHUNK, _CPU_CHUNK = 1_024, 320
 # Operations of a forward pass, for each layer: fewer may be computed in less time than the kernels take to launch, and
 # the pass is recorded where that is seen. A layer's take from one to four milliseconds, forward and back, as fast as
 # the processor is.
@@ -46,8 +46,8 @@ _CPU_HOLES, _CPU_MORE_HOLES, _BEYOND, _CPU_LOGIT_HOLES = 0.45, 0.2, 900 << 20, 0
 # the holes that it saves: where an evaluation is the peak, there is no other gain.
 _CPU_AGAIN = 45 << 20
 _COMPILED, _MOST_COMPILED = 30 << 20, 120 << 20
-# To answer the test prompts between two steps takes room that a step of a few rows does not leave: so much, but no more
-# than a share of the base.
+# What answering the test prompts between two steps takes of the room that a step leaves, which a step of few rows does
+# not: so much, but no more than a share of the base.
 _CPU_ANSWERS, _ANSWERS_SHARE = 100 << 20, 0.4
 _SPREAD = 4  # standard deviations: nearly all packs lie within so many
 
@@ -72,7 +72,8 @@ def counted(case: Case) -> Callable[[MemoryPlan], Kept]:
         # and their slopes, and a chunk of logits. In a layer's backward pass: the slope of gate times up, of its input,
         # and weights that are unpacked or turned.
         activations += 4 * tokens * shape.hidden_size * width
-        logits = logits_at_once(tokens, on_gpu) * shape.vocab_size * logit
+        # Of however many of them are trained, a chunk has no more than so many.
+        logits = min(tokens, _CHUNK if on_gpu else _CPU_CHUNK) * shape.vocab_size * logit
         behind = max(0, tokens * behind_a_token + _unpacked(case, plan) - logits)
         if on_gpu and recorded(case, plan):
             besides = behind + evaluated  # recorded passes keep their memory to themselves
@@ -97,7 +98,7 @@ def logits_at_once(tokens: int, on_gpu: bool) -> int:
     tokens or of many: there its chunks are all of one length."""
     if on_gpu:
         return max(1, min(tokens, _CHUNK))
-    return max(1, -(-tokens // max(1, round(tokens / _CPU_CHUNK))))
+    return max(1, -(-tokens // max(1, -(-tokens // _CPU_CHUNK))))
 
 
 def evaluated_at_once(on_gpu: bool) -> int:
@@ -204,8 +205,9 @@ def _cpu_slack(case: Case, tokens: int, activations: float, logits: float, saved
     if case.width < FP32:
         rows = max(1.0, tokens / max(case.lengths.mean, 1.0))
         sizes = _SPREAD * case.lengths.spread * rows**0.5 / _grain(tokens, on_gpu=False)
-        if case.lengths.rows % (case.training.batch_size * case.training.gradient_accumulation):
-            sizes += 1  # an epoch ends with a shorter step
+        whole = case.training.batch_size * case.training.gradient_accumulation
+        if case.lengths.rows > whole and case.lengths.rows % whole:  # an epoch ends with a shorter step
+            sizes += 1
         found += min(_COMPILED * sizes, _MOST_COMPILED)
         found += case.trainable * case.width  # a pass's gradients, before they are gathered
     return int(found)

@@ -177,6 +177,11 @@ class Runs:
         with read(self._engine) as session:
             return rows.last_metric_id(session, run_id)
 
+    def last_step_time(self, run_id: int) -> float | None:
+        """When its last step was told, in seconds since the epoch; None before the first."""
+        with read(self._engine) as session:
+            return rows.last_step_time(session, run_id)
+
     def metrics_after(self, run_id: int, after_id: int, limit: int = 5_000) -> builtins.list[MetricPoint]:
         """In the order they were written."""
         with read(self._engine) as session:

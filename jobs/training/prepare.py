@@ -149,7 +149,7 @@ class Preparation:
         if choice.loop == "plain" and plan.recomputed:
             self._recompute(model)
         self.trainable, self.total = model.get_nb_trainable_parameters()  # knows how many a 4-bit tensor holds
-        prompts = self._fixed_prompts(model, tokenizer, task, method, device, expected_tokens(train))
+        prompts = self._fixed_prompts(model, tokenizer, task, method, device, train)
         if newest:
             self._say(f"Going on after step {newest.step:,}")
             newest.restore(method, model)
@@ -215,10 +215,11 @@ class Preparation:
             base.activation_checkpointing_enable({"use_reentrant": False})
 
     def _fixed_prompts(
-        self, model: Any, tokenizer: Any, task: tasks.Task, method: Method, device: load.Device, expected: int
+        self, model: Any, tokenizer: Any, task: tasks.Task, method: Method, device: load.Device, train: Sequence[Row]
     ) -> FixedPrompts:
         as_chat = Shape.TEXT not in task.shapes and bool(tokenizer.chat_template)
-        prompts = FixedPrompts(model, tokenizer, self._spec.prompts if task.talks else (), as_chat, device, expected)
+        asked = self._spec.prompts if task.talks else ()
+        prompts = FixedPrompts(model, tokenizer, asked, as_chat, device, expected_tokens(train) if asked else 0)
         if prompts and not method.keeps_base:
             self._say("Answering the fixed prompts with the base model")
             try:

@@ -18,7 +18,7 @@ _LONGEST_PROMPT = 1_024  # tokens; what is longer keeps its end
 MAX_NEW_TOKENS = 48
 _TRIED = 4  # tokens
 _SAMPLED = 1_000  # rows whose answers' lengths stand for all rows'
-_MOST_ROWS = 0.9  # of them: whose answers are no longer than what is expected
+_MOST_ROWS = 0.9
 
 
 class FixedPrompts:
@@ -76,11 +76,13 @@ class FixedPrompts:
     def answer_as_base(self) -> None:
         """The untrained model's answers, for a run that will leave no base to ask."""
         with self._undisturbed():
-            self._base = self._timed()
+            self._base = self._generate()
 
     def answers(self) -> tuple[PromptAnswer, ...]:
         with self._undisturbed():
-            tuned = self._timed()
+            began = time.perf_counter()
+            tuned = self._generate()
+            self._tried, self.seconds = True, time.perf_counter() - began
             if self._base is None:
                 with self._model.disable_adapter():
                     self._base = self._generate()
@@ -102,12 +104,6 @@ class FixedPrompts:
         finally:
             self._model.train(training)
 
-    def _timed(self) -> list[str]:
-        began = time.perf_counter()
-        found = self._generate()
-        self._tried, self.seconds = True, time.perf_counter() - began
-        return found
-
     def _generate(self) -> list[str]:
         texts = write(self._model, self._tokenizer, self._tokens, MAX_NEW_TOKENS)
         return [text.strip() if self._as_chat else text for text in texts]
@@ -123,6 +119,6 @@ class FixedPrompts:
 
 
 def expected_tokens(rows: Sequence[Row]) -> int:
-    """Of a tuned model's answer: as many as the rows' own answers have, nearly all of them."""
+    """Of a tuned model's answer: as many as a row trains, with all its turns; nine rows of ten have no more."""
     counts = sorted(int(row.trained.sum()) for row in rows[:: max(1, len(rows) // _SAMPLED)])
     return max(1, min(MAX_NEW_TOKENS, counts[int(_MOST_ROWS * (len(counts) - 1))]))

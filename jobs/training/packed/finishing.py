@@ -18,7 +18,7 @@ from torch.nn.functional import silu
 
 from jobs.training.packed.pieces import rotate_reference_
 
-MOST_RANK = 64  # of what may wait: above, multiplying tile by tile takes longer than a pass
+_MOST_RANK = 64  # above, multiplying tile by tile takes longer than a pass
 
 
 class Addend(NamedTuple):
@@ -41,16 +41,17 @@ class Heads:
     cos: torch.Tensor | None
     sin: torch.Tensor | None
 
-    def turn_(self, joined: torch.Tensor, wait: Sequence[Addend | None]) -> None:
-        """Finish `joined` [tokens, heads, size], queries, keys and values, in place. `wait`: of each of the three."""
+    def finish_(self, joined: torch.Tensor, wait: Sequence[Addend | None]) -> None:
+        """Add what waits to `joined` [tokens, heads, size], queries, keys and values, and turn what turns, in place.
+        `wait`: of each of the three."""
         if not joined.is_cuda:
-            turn_heads_reference_(joined, self, wait)
+            finish_heads_reference_(joined, self, wait)
         elif self.cos is not None or any(wait):
             from jobs.training.packed import finishing_kernels
 
-            finishing_kernels.turn_heads_(joined, self, wait)
+            finishing_kernels.finish_heads_(joined, self, wait)
 
-    def joined(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    def slope(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """The slope by the product, [tokens, heads, size], from those by queries, keys and values."""
         if self.cos is None or self.sin is None:
             return torch.cat(list(parts), dim=1)
@@ -61,7 +62,13 @@ class Heads:
         return join_heads_reference(parts, self.cos, self.sin)
 
 
-def turn_heads_reference_(x: torch.Tensor, heads: Heads, wait: Sequence[Addend | None]) -> None:
+def may_wait(b: torch.Tensor) -> bool:
+    """Whether what B [out, rank], or A turned over, adds is left to the pass that follows the product."""
+    return b.is_cuda and b.shape[1] <= _MOST_RANK
+
+
+def finish_heads_reference_(x: torch.Tensor, heads: Heads, wait: Sequence[Addend | None]) -> None:
+    """As Heads.finish_."""
     counts = (heads.queries, heads.keys, heads.keys)
     for part, addend in zip(x.split(counts, dim=1), wait, strict=True):
         if addend:
@@ -71,6 +78,7 @@ def turn_heads_reference_(x: torch.Tensor, heads: Heads, wait: Sequence[Addend |
 
 
 def join_heads_reference(parts: Sequence[torch.Tensor], cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The parts [tokens, heads, size] side by side, all but the last turned back."""
     joined = torch.cat(list(parts), dim=1)
     rotate_reference_(joined[:, : -parts[2].shape[1]], cos, sin, -1.0)
     return joined
@@ -82,11 +90,13 @@ def add(y: torch.Tensor, onto: torch.Tensor, waits: Addend | None, out: torch.Te
         from jobs.training.packed import finishing_kernels
 
         return finishing_kernels.add(y, onto, waits, out)
+    return add_reference(y, onto, waits, out)
+
+
+def add_reference(
+    y: torch.Tensor, onto: torch.Tensor, waits: Addend | None, out: torch.Tensor | None = None
+) -> torch.Tensor:
     return torch.add(waits.added_to(y) if waits else y, onto, out=out)
-
-
-def add_reference(y: torch.Tensor, onto: torch.Tensor, waits: Addend | None) -> torch.Tensor:
-    return (waits.added_to(y) if waits else y) + onto
 
 
 def gate(both: torch.Tensor, wait: Sequence[Addend | None]) -> torch.Tensor:

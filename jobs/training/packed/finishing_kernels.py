@@ -2,7 +2,10 @@
 [rank, columns], a tile at a time.
 
 Rows are taken in turns by few programs, each of which keeps its tile of `right`: so the next rows are fetched while
-these are computed, and the pass is as fast as if nothing were added.
+these are computed, and the pass is about as fast as if nothing were added.
+
+What depends on how many rows there are is not compiled in: passes are of many sizes, and while one is recorded
+(passes.py) nothing may be compiled.
 
 The reference of each stands beside its call in finishing.py; tests/test_packed_gpu.py holds them together.
 """
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
 _ROWS, _COLUMNS = 16, 128  # of a tile
 _HEAD_ROWS = 64  # of a tile that is as wide as half a head
-_PROGRAMS = 8  # on each of a GPU's processors
+_AT_ONCE = 8  # programs on each of a GPU's processors
 
 
 @triton.jit
@@ -43,7 +46,7 @@ def _right(right, down, across, rank, column, columns, RANK: tl.constexpr):
     return tl.load(place, mask=(r < rank)[:, None] & (column < columns)[None, :], other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "blocks"])
 def _add(
     y, onto, out, rows, columns, left, left_stride, right, down, across, rank, blocks,
     RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -68,12 +71,12 @@ def add(y: torch.Tensor, onto: torch.Tensor, waits: Addend | None, out: torch.Te
     grid, blocks = _turns(rows, columns, y.device)
     _add[grid](
         y, onto, out, rows, columns, *_operands(waits, y), blocks,
-        RANK=_rank(waits), ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
+        RANK=_tile_rank(waits), ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
     )  # fmt: skip
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "blocks"])
 def _gate(
     both, y, rows, inner,
     gate_left, gate_stride, gate_right, gate_down, gate_across, gate_rank,
@@ -97,7 +100,7 @@ def _gate(
         tl.store(y + row[:, None] * inner + column[None, :], found, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "blocks"])
 def _gate_backward(
     dy, both, rows, inner,
     gate_left, gate_stride, gate_right, gate_down, gate_across, gate_rank,
@@ -137,7 +140,7 @@ def gate(both: torch.Tensor, wait: Sequence[Addend | None]) -> torch.Tensor:
     grid, blocks = _turns(tokens, inner, both.device)
     _gate[grid](
         both, y, tokens, inner, *_operands(wait[0], both), *_operands(wait[1], both), blocks,
-        RANK=_rank(*wait), ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
+        RANK=_tile_rank(*wait), ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
     )  # fmt: skip
     return y
 
@@ -151,13 +154,13 @@ def gate_backward_(
     _gate_backward[grid](
         dy, both, tokens, inner,
         *_operands(wait[0], dy), *_operands(wait[1], dy), *_operands(slope, dy), blocks,
-        RANK=_rank(*wait, slope), ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
+        RANK=_tile_rank(*wait, slope), ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
     )  # fmt: skip
     return both, dy
 
 
-@triton.jit
-def _turn_heads(
+@triton.jit(do_not_specialize=["rows", "blocks"])
+def _finish_heads(
     x, cos, sin, rows, heads, turned, queries, keys, half,
     q_left, q_right, q_rank, k_left, k_right, k_rank, v_left, v_right, v_rank, stride, blocks,
     HALF: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
@@ -193,18 +196,18 @@ def _turn_heads(
         tl.store(place + half, (second * c + first * s).to(x.dtype.element_ty), mask=inside)
 
 
-def turn_heads_(x: torch.Tensor, heads: Heads, wait: Sequence[Addend | None]) -> None:
-    """As jobs.training.packed.finishing.turn_heads_reference_, for contiguous [tokens, heads, size]. `wait`: the parts
-    of one product, times contiguous matrices turned over."""
+def finish_heads_(x: torch.Tensor, heads: Heads, wait: Sequence[Addend | None]) -> None:
+    """As jobs.training.packed.finishing.finish_heads_reference_, for contiguous [tokens, heads, size]. `wait`:
+    parts of one product, times contiguous matrices turned over."""
     tokens, count, size = x.shape
     cos, sin = (x, x) if heads.cos is None or heads.sin is None else (heads.cos, heads.sin)
     turned = 0 if heads.cos is None else heads.queries + heads.keys
     operands = [each for addend in wait for each in ((x, x, 0) if addend is None else (*addend, addend.left.shape[1]))]
     stride = next((addend.left.stride(0) for addend in wait if addend), 0)
     blocks = triton.cdiv(tokens, _HEAD_ROWS)
-    _turn_heads[(count, _in_turns(blocks, count, x.device))](
+    _finish_heads[(count, _programs(blocks, count, x.device))](
         x, cos, sin, tokens, count, turned, heads.queries, heads.keys, size // 2, *operands, stride, blocks,
-        HALF=max(16, triton.next_power_of_2(size // 2)), RANK=_rank(*wait), ROWS=_HEAD_ROWS, num_warps=4,
+        HALF=max(16, triton.next_power_of_2(size // 2)), RANK=_tile_rank(*wait), ROWS=_HEAD_ROWS, num_warps=4,
     )  # fmt: skip
 
 
@@ -216,7 +219,7 @@ def _operands(addend: Addend | None, any_tensor: torch.Tensor) -> tuple[Any, ...
     return left, left.stride(0), right, *right.stride(), left.shape[1]
 
 
-def _rank(*addends: Addend | None) -> int:
+def _tile_rank(*addends: Addend | None) -> int:
     """What the tiles are wide, in whole tiles of the GPU's products; 0 where nothing is added."""
     widest = max((each.left.shape[1] for each in addends if each is not None), default=0)
     return max(16, triton.next_power_of_2(widest)) if widest else 0
@@ -225,11 +228,11 @@ def _rank(*addends: Addend | None) -> int:
 def _turns(rows: int, columns: int, device: torch.device) -> tuple[tuple[int, int], int]:
     """(the programs, the blocks of rows that those of a column share)."""
     blocks, across = triton.cdiv(rows, _ROWS), triton.cdiv(columns, _COLUMNS)
-    return (across, _in_turns(blocks, across, device)), blocks
+    return (across, _programs(blocks, across, device)), blocks
 
 
-def _in_turns(blocks: int, across: int, device: torch.device) -> int:
-    return max(1, min(blocks, _PROGRAMS * _processors(device) // across))
+def _programs(blocks: int, across: int, device: torch.device) -> int:
+    return max(1, min(blocks, _AT_ONCE * _processors(device) // across))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from jobs.training.packed.finishing import MOST_RANK, Addend, Heads, add, gate, gate_backward_
+from jobs.training.packed.finishing import Addend, Heads, add, gate, gate_backward_, may_wait
 from jobs.training.packed.frozen import Frozen
 from jobs.training.packed.pieces import route_
 
@@ -48,7 +48,7 @@ class Group:
     a: torch.Tensor | None  # [the ranks of all, in]; None where no layer of the group is trained
     bs: list[torch.Tensor]  # [out, rank] of each that is
     spans: list[Span]
-    layers: int
+    layers: int  # trained ones and others
     route: Route | None = None
 
     @property
@@ -64,16 +64,18 @@ class Group:
         assert adapters is not None
         return route_(x @ self.a.t(), adapters, self.route.owners, self.route.scales)
 
-    def forward(self, x: torch.Tensor, adapters: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(outputs, but for what of them `waiting` gives; scale x A^T), without autograd."""
+    def forward(
+        self, x: torch.Tensor, adapters: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[Addend | None], torch.Tensor | None]:
+        """(outputs, what is still to be added to those of each layer, scale x A^T), without autograd."""
         y, inner = self.frozen.product(x), self.inner(x, adapters)
         if inner is not None and not self._waits:
             for span, b in zip(self.spans, self.bs, strict=True):
                 y[:, span.out].addmm_(inner[:, span.rank], b.t())
-        return y, inner
+        return y, self.waiting(inner), inner
 
     def waiting(self, inner: torch.Tensor | None) -> list[Addend | None]:
-        """What is still to be added to the outputs of each layer."""
+        """What `forward` left to be added."""
         found: list[Addend | None] = [None] * self.layers
         if inner is not None and self._waits:
             for span, b in zip(self.spans, self.bs, strict=True):
@@ -82,7 +84,7 @@ class Group:
 
     @property
     def _waits(self) -> bool:
-        return all(b.is_cuda and b.shape[1] <= MOST_RANK for b in self.bs)
+        return all(map(may_wait, self.bs))
 
     def backward(
         self,
@@ -124,7 +126,7 @@ def scaled_product(x: torch.Tensor, y: torch.Tensor, scale: float, out: torch.Te
     return torch.addmm(found, x, y, beta=0, alpha=scale, out=found)
 
 
-def project(x: torch.Tensor, group: Group, adapters: torch.Tensor | None, onto: torch.Tensor) -> torch.Tensor:
+def project(x: torch.Tensor, onto: torch.Tensor, group: Group, adapters: torch.Tensor | None) -> torch.Tensor:
     """onto + the output of a group of one layer, [tokens, out], from x [tokens, in]."""
     return _Project.apply(x, onto, group, adapters, *group.leaves)  # type: ignore[no-any-return]
 
@@ -139,10 +141,10 @@ class _Project(torch.autograd.Function):
         adapters: torch.Tensor | None,
         *leaves: torch.Tensor,
     ) -> torch.Tensor:
-        y, inner = group.forward(x, adapters)
+        y, (waits,), inner = group.forward(x, adapters)
         ctx.save_for_backward(x if leaves else None, inner)
         ctx.group, ctx.adapters = group, adapters
-        return add(y, onto, group.waiting(inner)[0], out=y)
+        return add(y, onto, waits, out=y)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
@@ -163,9 +165,9 @@ class _ProjectHeads(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, group: Group, heads: Heads, adapters: torch.Tensor | None, *leaves: torch.Tensor
     ) -> Any:
-        y, inner = group.forward(x, adapters)
+        y, wait, inner = group.forward(x, adapters)
         joined = y.view(len(x), -1, heads.size)
-        heads.turn_(joined, group.waiting(inner))
+        heads.finish_(joined, wait)
         ctx.save_for_backward(x if leaves else None, inner)
         ctx.group, ctx.heads, ctx.adapters = group, heads, adapters
         return joined.split((heads.queries, heads.keys, heads.keys), dim=1)
@@ -173,17 +175,17 @@ class _ProjectHeads(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *parts: torch.Tensor) -> Any:
         x, inner = ctx.saved_tensors
-        dy = ctx.heads.joined(parts).flatten(1)
+        dy = ctx.heads.slope(parts).flatten(1)
         dx, slopes = ctx.group.backward(dy, x, inner, ctx.adapters, ctx.needs_input_grad[0])
         return dx, None, None, None, *slopes
 
 
 def gated_mlp(
     x: torch.Tensor,
+    onto: torch.Tensor,
     gate_up: Group,
     down: Group,
     adapters: torch.Tensor | None,
-    onto: torch.Tensor,
     whole: bool = True,
 ) -> torch.Tensor:
     """onto + down(silu(gate(x)) x up(x)), [tokens, hidden]. What stands between is made again on the way back: it is
@@ -207,11 +209,10 @@ class _GatedMlp(torch.autograd.Function):
         *leaves: torch.Tensor,
     ) -> torch.Tensor:
         y = torch.empty_like(onto)  # first: behind what soon goes it would leave a hole in memory, in every layer
-        both, inner = gate_up.forward(x, adapters)
-        wait = gate_up.waiting(inner)
+        both, wait, inner = gate_up.forward(x, adapters)
         if whole:
-            product, down_inner = down.forward(gate(both, wait), adapters)
-            add(product, onto, down.waiting(down_inner)[0], out=y)
+            product, (waits,), down_inner = down.forward(gate(both, wait), adapters)
+            add(product, onto, waits, out=y)
         else:
             down_inner = None if down.a is None else down.inner(gate(both, wait), adapters)
         ctx.save_for_backward(x, both, inner, down_inner)
@@ -240,7 +241,7 @@ def _through_the_gate(
     if down.a is None or inner is None:
         return gate_backward_(dmiddle, both, wait, None)[0], []
     dinner, dbs = down.backward_inner(dy, inner, adapters)
-    waits = dy.is_cuda and dinner.shape[1] <= MOST_RANK
+    waits = may_wait(down.a.t())
     if not waits:
         dmiddle.addmm_(dinner, down.a)
     dboth, middle = gate_backward_(dmiddle, both, wait, Addend(dinner, down.a) if waits else None)

@@ -51,9 +51,9 @@ class FusedLayer:
     def __call__(self, x: torch.Tensor, at: Positions, whole: bool = True) -> torch.Tensor:
         """Not `whole`: what the way back needs, and no values (groups.gated_mlp)."""
         h, x = norm(x, self.norms[0], self.eps)
-        x = project(self._attention(h, at), self.o, at.adapters, onto=x)
+        x = project(self._attention(h, at), x, self.o, at.adapters)
         h, x = norm(x, self.norms[1], self.eps)
-        return gated_mlp(h, self.gate_up, self.down, at.adapters, x, whole)
+        return gated_mlp(h, x, self.gate_up, self.down, at.adapters, whole)
 
     @property
     def groups(self) -> tuple[Group, ...]:
