@@ -39,7 +39,7 @@ def panes_html(names: list[str]) -> str:
 
 
 def history_html(answers: tuple[AnswerView, ...], names: list[str]) -> str:
-    """The finished turns of a chat; each answer can be kept."""
+    """The finished turns of a chat; each answer can be kept once."""
     turns: dict[int, list[AnswerView]] = {}
     for answer in answers:
         turns.setdefault(answer.turn, []).append(answer)
@@ -51,20 +51,21 @@ def history_html(answers: tuple[AnswerView, ...], names: list[str]) -> str:
                     names[answer.pane],
                     answer_html(answer.answer) if answer.answer.strip() else _wordless(answer.finish),
                     _facts(answer.tokens, answer.seconds, answer.finish) if answer.answer.strip() else "",
-                    action_html(
-                        "keep",
-                        answer.id,
-                        "Keep",
-                        question="Keep this answer as a sample. A note, if you like:",
-                        value="",
-                    )
-                    if answer.answer.strip()
-                    else "",
+                    _keep_html(answer) if answer.answer.strip() else "",
                 )
                 for answer in sorted(turn, key=lambda answer: answer.pane)
             ],
         )
         for _, turn in sorted(turns.items())
+    )
+
+
+def _keep_html(answer: AnswerView) -> str:
+    """The button that keeps an answer; it says so where that is done, so that nobody does it twice unawares."""
+    if answer.kept:
+        return '<button type="button" class="button quiet" disabled>Kept</button>'
+    return action_html(
+        "keep", answer.id, "Keep", question="Keep this answer as a sample. A note, if you like:", value=""
     )
 
 

@@ -45,10 +45,21 @@ new MutationObserver(() => {
   before = element.textContent.length;
 }).observe(element, {childList: true, subtree: true, characterData: true});
 """
+# What is said stands above the box, which stays in the window, but for where a phone shows what is below the chat.
+IN_VIEW = """
+new MutationObserver(() => {
+  if (element.textContent.trim()) element.scrollIntoView({block: 'nearest'});
+}).observe(element, {childList: true, subtree: true, characterData: true});
+"""
 # What is asked is what stood in the box at the press; it leaves the box when the server has it (static/app.js).
 PRESSED = "(text, ...others) => [Graft.question.read(), ...others]"
 TAKEN = "(taken) => { Graft.question.taken(taken); return ''; }"
 PUT_BACK = "(unsaid) => { Graft.question.back(unsaid); return ''; }"
+# No question of its own to the server: what it would answer could be older than a turn that has ended since.
+NOW_KEPT = """(answer) => {
+  const button = document.querySelector(`[data-action="keep"][data-id="${answer}"]`);
+  if (button) Object.assign(button, {textContent: 'Kept', disabled: true});
+}"""
 NEW_CHAT = """(base, panes) => {
   const adapter = (panes || []).filter(pane => pane !== 'base')[0];
   const query = adapter ? '?adapter=' + adapter : base ? '?base=' + base : '';
@@ -58,24 +69,25 @@ NEW_CHAT = """(base, panes) => {
 
 def build(service: Service) -> None:
     page_header("Playground", "Ask once; the base model and its adapters answer side by side.")
-    notice = markup()
     with gr.Row(elem_classes="playground"):
         with gr.Column(elem_classes="conversation card", min_width=0):
             heads = markup()
             history = action_list()
             live = markup(classes="live-turn", js_on_load=FOLLOW)
-            with gr.Row(elem_classes="ask-row"):
-                prompt = gr.Textbox(
-                    show_label=False,
-                    label="Prompt",
-                    placeholder="Ask something",
-                    lines=1,  # with more, Enter would not send
-                    max_lines=8,
-                    elem_classes="prompt-box",
-                    interactive=True,
-                )
-                send = gr.Button("Send", variant="primary", min_width=88, elem_classes="send")
-                stop = gr.Button("Stop", variant="stop", min_width=88, elem_classes="send", visible=False)
+            with gr.Column(elem_classes="ask-area"):
+                notice = markup(js_on_load=IN_VIEW)
+                with gr.Row(elem_classes="ask-row"):
+                    prompt = gr.Textbox(
+                        show_label=False,
+                        label="Prompt",
+                        placeholder="Ask something",
+                        lines=1,  # with more, Enter would not send
+                        max_lines=8,
+                        elem_classes="prompt-box",
+                        interactive=True,
+                    )
+                    send = gr.Button("Send", variant="primary", min_width=88, elem_classes="send")
+                    stop = gr.Button("Stop", variant="stop", min_width=88, elem_classes="send", visible=False)
         with gr.Column(elem_classes="controls", min_width=0):
             with gr.Column(elem_classes="card"):
                 new = gr.Button("New chat")
@@ -86,7 +98,7 @@ def build(service: Service) -> None:
                 with gr.Accordion("How answers are drawn", open=False, elem_classes="settings"):
                     sampling = Form(Sampling)
             chats = action_list()
-    chat_id = gr.Number(visible=False)
+    chat_id, kept = (gr.Number(visible=False) for _ in range(2))
     asked, taken, unsaid = (gr.Textbox(visible=False) for _ in range(3))
 
     def names_of(base_id: int, adapters: tuple[int | None, ...]) -> list[str]:
@@ -240,7 +252,8 @@ def build(service: Service) -> None:
     def press(event: gr.EventData) -> Shown:
         pressed = action_of(event)
         service.playground.samples.keep(pressed.id, pressed.value.strip())
-        return {notice: '<div class="note good"><p>Kept. It is among your <a href="samples">samples</a>.</p></div>'}
+        said = '<div class="note good"><p>Kept. It is among your <a href="samples">samples</a>.</p></div>'
+        return {kept: pressed.id, notice: said}
 
     @guarded(notice)
     def press_chat(event: gr.EventData, current: int | None) -> Shown:
@@ -274,7 +287,7 @@ def build(service: Service) -> None:
         answer, [asked, chat_id, *sampled], [*talk, send, stop, asked, unsaid, chats, notice], **again
     ).then(None, unsaid, unsaid, js=PUT_BACK)
     stop.click(end, chat_id, [notice], **QUIET)
-    history.click(press, None, [notice], **beside)
+    history.click(press, None, [kept, notice], **beside).then(None, kept, None, js=NOW_KEPT)
     # One at a time: the list that comes last is the newest.
     chats.click(press_chat, chat_id, [chats, notice], **beside | {"concurrency_limit": 1})
 

@@ -5,7 +5,7 @@ Ends where something is asked (jobs.service.playground) or kept for good (jobs.s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from jobs.inference.sampling import Sampling
 from jobs.service.models import Models
 from jobs.tasks import task as find_task
 from storage.db import read, write
-from storage.tables import Chat, ChatAnswer
+from storage.tables import Chat, ChatAnswer, Sample
 
 MOST_PANES = 8
 
@@ -42,6 +42,7 @@ class AnswerView(Frozen):
     tokens: int
     seconds: float
     finish: str
+    kept: bool = False  # a sample of it is there
 
 
 class ChatView(Frozen):
@@ -90,7 +91,8 @@ class Chats:
                 raise UserError(f"There is no chat number {chat_id}; it may have been deleted.")
             query = select(ChatAnswer).where(ChatAnswer.chat_id == chat_id)
             answers = session.scalars(query.order_by(ChatAnswer.turn, ChatAnswer.pane)).all()
-            return _chat_view(chat, answers)
+            kept = session.scalars(select(Sample.chat_answer_id).join(ChatAnswer).where(ChatAnswer.chat_id == chat_id))
+            return _chat_view(chat, answers, frozenset(kept))
 
     def list(self, limit: int = 50, also: int | None = None) -> list[ChatView]:
         """Newest first. A chat without any answer is left out, unless it is the one named by `also`."""
@@ -152,7 +154,7 @@ def messages_of(chat: ChatView, pane: int, prompt: str, system: str) -> tuple[di
     return tuple(messages)
 
 
-def _chat_view(chat: Chat, answers: Any) -> ChatView:
+def _chat_view(chat: Chat, answers: Any, kept: Collection[int | None] = ()) -> ChatView:
     return ChatView(
         id=chat.id,
         title=chat.title,
@@ -170,6 +172,7 @@ def _chat_view(chat: Chat, answers: Any) -> ChatView:
                 tokens=answer.tokens,
                 seconds=answer.seconds,
                 finish=answer.finish,
+                kept=answer.id in kept,
             )
             for answer in answers
         ),
