@@ -45,7 +45,13 @@ element.addEventListener('click', event => {
   form.onsubmit = () => { told.value = field ? field.value : ''; trigger('click', told); };
   dialog.append(form);
   dialog.onclose = () => dialog.remove();
-  dialog.onclick = event => { if (event.target === dialog) dialog.close(); };
+  // The second half of a double click answers nothing, wherever it falls.
+  const opened = performance.now();
+  dialog.addEventListener('click', event => {
+    const hasty = performance.now() - opened < 600 && (event.detail > 1 || event.target === dialog);
+    if (hasty) { event.preventDefault(); event.stopImmediatePropagation(); }
+    else if (event.target === dialog) dialog.close();
+  }, true);
   element.closest('.page').append(dialog);
   dialog.showModal();
   if (field) field.select(); else no.focus();

@@ -21,6 +21,11 @@ UNCOVERED = """element => {
   const box = element.getBoundingClientRect();
   return element.contains(document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2));
 }"""
+# The second click of a double click falls on a button of the question.
+PRESS_TWICE = """keep => {
+  keep.click();
+  document.querySelector('dialog[open] button').dispatchEvent(new MouseEvent('click', {detail: 2, bubbles: true}));
+}"""
 
 
 def long_chat(server: Server, turns: int = 6) -> int:
@@ -88,3 +93,19 @@ def test_what_a_long_chat_says_is_in_view_and_an_answer_says_that_it_is_kept(
     page.get_by_placeholder("Ask something").press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("Maximum tokens to -5")
     in_view(page.get_by_role("alert"))
+
+
+@pytest.mark.browser
+def test_a_double_click_opens_the_question_and_leaves_it_open(page: Page, watch: Watch, server: Server) -> None:
+    open_chat(page, watch, server, long_chat(server))
+    dialog = page.locator("dialog[open]")
+    page.get_by_role("button", name="Keep").last.dblclick()
+    expect(dialog).to_be_visible()
+    page.wait_for_timeout(700)
+    page.mouse.click(5, 5)
+    expect(dialog).to_have_count(0)
+
+    page.get_by_role("button", name="Keep").last.evaluate(PRESS_TWICE)
+    expect(dialog).to_be_visible()
+    dialog.get_by_role("button", name="Keep").click()
+    expect(page.get_by_role("button", name="Kept")).to_be_visible()
