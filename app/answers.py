@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 
 from app.actions import action_html
 from app.components import duration_text, escape
+from jobs.frozen import Frozen
 from jobs.service.chats import AnswerView, Delta
 
 FINISHES = {
@@ -19,6 +20,13 @@ FINISHES = {
     "length": "reached the maximum tokens",
     "stopped": "stopped",
 }
+
+
+class Who(Frozen):
+    """Who answers in a pane."""
+
+    name: str
+    gone: bool = False  # deleted: what it said stays, and it says no more
 
 
 @cache
@@ -33,31 +41,35 @@ def answer_html(text: str) -> str:
     return rendered.replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;")
 
 
-def panes_html(names: list[str]) -> str:
+def panes_html(panes: list[Who]) -> str:
     """The panes' heads, above the conversation."""
-    return _side_by_side([f"<h3>{escape(name)}</h3>" for name in names], "heads")
+    return _side_by_side([f"<h3{' class=gone' if who.gone else ''}>{escape(who.name)}</h3>" for who in panes], "heads")
 
 
-def history_html(answers: tuple[AnswerView, ...], names: list[str]) -> str:
+def history_html(answers: tuple[AnswerView, ...], panes: list[Who]) -> str:
     """The finished turns of a chat; each answer can be kept once."""
-    turns: dict[int, list[AnswerView]] = {}
+    turns: dict[int, dict[int, AnswerView]] = {}
     for answer in answers:
-        turns.setdefault(answer.turn, []).append(answer)
+        turns.setdefault(answer.turn, {})[answer.pane] = answer
     return "".join(
         _turn(
-            turn[0].prompt,
-            [
-                _pane(
-                    names[answer.pane],
-                    answer_html(answer.answer) if answer.answer.strip() else _wordless(answer.finish),
-                    _facts(answer.tokens, answer.seconds, answer.finish) if answer.answer.strip() else "",
-                    _keep_html(answer) if answer.answer.strip() else "",
-                )
-                for answer in sorted(turn, key=lambda answer: answer.pane)
-            ],
+            next(iter(turn.values())).prompt,
+            [_answered(who, turn[pane]) if pane in turn else _gone(who) for pane, who in enumerate(panes)],
         )
         for _, turn in sorted(turns.items())
     )
+
+
+def _answered(who: Who, answer: AnswerView) -> str:
+    if not answer.answer.strip():
+        return _pane(who, _wordless(answer.finish), "", "")
+    facts = _facts(answer.tokens, answer.seconds, answer.finish)
+    return _pane(who, answer_html(answer.answer), facts, _keep_html(answer))
+
+
+def _gone(who: Who) -> str:
+    """In place of an answer, in a turn from after the adapter was deleted."""
+    return _pane(who, '<p class="hint">It was deleted, so it no longer answers.</p>', "", "")
 
 
 def _keep_html(answer: AnswerView) -> str:
@@ -75,18 +87,21 @@ def _wordless(finish: str) -> str:
     return f'<p class="hint">{said}</p>'
 
 
-def live_html(prompt: str, latest: dict[int, Delta], names: list[str], status: str) -> str:
+def live_html(prompt: str, latest: dict[int, Delta], panes: list[Who], status: str) -> str:
     """The turn that is being answered now."""
-    panes = []
-    for pane, name in enumerate(names):
+    shown = []
+    for pane, who in enumerate(panes):
         delta = latest.get(pane)
+        if delta is None and who.gone:
+            shown.append(_gone(who))
+            continue
         if delta is None:
-            panes.append(_pane(name, f'<p class="waiting">{escape(status)}</p>', "", ""))
+            shown.append(_pane(who, f'<p class="waiting">{escape(status)}</p>', "", ""))
             continue
         cursor = "" if delta.finish else " writing"
         facts = _facts(delta.tokens, delta.seconds, delta.finish or "")
-        panes.append(_pane(name, answer_html(delta.text), facts, "", cursor))
-    return _turn(prompt, panes)
+        shown.append(_pane(who, answer_html(delta.text), facts, "", cursor))
+    return _turn(prompt, shown)
 
 
 def _turn(prompt: str, panes: list[str]) -> str:
@@ -99,9 +114,10 @@ def _side_by_side(panes: list[str], classes: str = "") -> str:
     return f'<div class="panes {classes}{many}" style="--panes:{len(panes)}">{"".join(panes)}</div>'
 
 
-def _pane(name: str, body: str, facts: str, buttons: str, state: str = "") -> str:
+def _pane(who: Who, body: str, facts: str, buttons: str, state: str = "") -> str:
+    gone = " gone" if who.gone else ""
     return (
-        f'<article class="pane{state}"><h4>{escape(name)}</h4><div class="answer">{body}</div>'
+        f'<article class="pane{state}{gone}"><h4>{escape(who.name)}</h4><div class="answer">{body}</div>'
         f"<footer><span>{facts}</span>{buttons}</footer></article>"
     )
 

@@ -18,7 +18,7 @@ from gradio.context import LocalContext
 
 from app import ui
 from app.actions import action_html, action_of
-from app.answers import answer_html, history_html, live_html
+from app.answers import Who, answer_html, history_html, live_html, panes_html
 from app.callbacks import ORDER, Latest, guarded, query_number
 from app.components import range_text
 from app.drafts import Checks, Starts
@@ -299,15 +299,32 @@ def test_prompts_and_pane_names_stay_text() -> None:
     answer = AnswerView(
         id=5, turn=0, pane=0, adapter_id=None, prompt=EVIL, answer=EVIL, tokens=4, seconds=2.0, finish="length"
     )
-    history = history_html((answer,), [EVIL])
+    history = history_html((answer,), [Who(name=EVIL)])
     assert "4 tokens in 2 s · 2.0 tokens/s · reached the maximum tokens" in history
     assert 'data-action="keep" data-id="5"' in history
     assert harmless(history)
     delta = Delta(pane=1, text=EVIL, tokens=1, seconds=1, finish=None)
-    live = live_html(EVIL, {1: delta}, [EVIL, "b"], "Loading")
+    live = live_html(EVIL, {1: delta}, [Who(name=EVIL), Who(name="b")], "Loading")
     assert live.count("Loading") == 1  # the pane that has not begun
     assert live.count("writing") == 1
     assert harmless(live)
+
+
+def test_a_deleted_adapters_column_stays_and_its_place_in_later_turns_says_why() -> None:
+    said = [
+        AnswerView(
+            id=turn * 2 + pane, turn=turn, pane=pane, adapter_id=None, prompt="Ahoy?", answer=f"In {turn}, {pane}.",
+            tokens=4, seconds=2.0, finish="end",
+        )
+        for turn, pane in ((0, 0), (0, 1), (1, 1))
+    ]  # fmt: skip
+    panes = [Who(name="Deleted adapter", gone=True), Who(name="Pirate")]
+    first, second = history_html(tuple(said), panes).split("</section>")[:2]
+    assert first.index("In 0, 0.") < first.index("In 0, 1.") and first.count("pane gone") == 1
+    assert second.index("It was deleted") < second.index("In 1, 1.") and second.count("Keep<") == 1
+    live = live_html("And now?", {}, panes, "Thinking")
+    assert live.index("It was deleted") < live.index("Thinking") and live.count("Thinking") == 1
+    assert panes_html(panes).count("class=gone") == 1
 
 
 def test_a_button_asks_with_text_that_stays_text() -> None:

@@ -264,7 +264,7 @@ def test_a_deleted_adapter_is_named_and_its_samples_stay(
     assert playground.samples.get(sample.id).adapter == "deleted adapter"
     with pytest.raises(UserError, match="was deleted"):
         next(playground.make_again(sample.id))
-    with pytest.raises(UserError, match="no adapter"):
+    with pytest.raises(UserError, match="Nobody is left to answer in this chat"):
         next(playground.ask(chat.id, "hello", WARM))
 
 
@@ -301,3 +301,30 @@ def test_an_engine_nobody_asks_leaves_memory(tiny_llama: Path, tmp_path: Path) -
             break
         threading.Event().wait(0.1)
     assert pid and not seat.client.alive
+
+
+def test_those_that_are_left_answer_on_where_an_adapter_of_the_chat_was_deleted(
+    playground: Playground,
+    models: Models,
+    home: Home,
+    engine: Engine,
+    base_id: int,
+    adapter_ids: list[int],
+    tiny_llama: Path,
+) -> None:
+    folder = tiny.build_adapter(tiny_llama, home.run(10) / "adapter", seed=10)
+    gone = insert_adapter(engine, home, base_id, folder, "short-lived")
+    chat = playground.chats.new(base_id, (None, gone, adapter_ids[0]), WARM)
+    list(playground.ask(chat.id, "one", WARM))
+    models.delete_adapter(gone)
+    said = last(list(playground.ask(chat.id, "two", WARM)))
+    assert sorted(said) == [0, 2]
+    answers = playground.chats.get(chat.id).answers
+    assert [(a.turn, a.pane) for a in answers] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 2)]
+    assert answers[4].answer == said[2].text and answers[4].adapter_id == adapter_ids[0]
+
+    # An answer from after it goes by the batch that it was made in.
+    sample = playground.samples.keep(answers[4].id)
+    assert sample.messages[1]["content"] == answers[2].answer, "its own first answer"
+    assert [entry["adapter_id"] for entry in sample.engine["batch"]] == [None, adapter_ids[0]]
+    assert last(list(playground.make_again(sample.id)))[0].text == sample.answer

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from app.actions import action_html, action_list, action_of
-from app.answers import history_html, live_html, panes_html
+from app.answers import Who, history_html, live_html, panes_html
 from app.blocks import markup
 from app.callbacks import QUIET, Shown, guarded, query_number
 from app.components import escape, note_html, page_header, when_text
@@ -101,10 +101,10 @@ def build(service: Service) -> None:
     chat_id, kept = (gr.Number(visible=False) for _ in range(2))
     asked, taken, unsaid = (gr.Textbox(visible=False) for _ in range(3))
 
-    def names_of(base_id: int, adapters: tuple[int | None, ...]) -> list[str]:
-        known = {each.id: each.title for each in service.models.adapters(base_id)}
-        bare = service.models.base(base_id).name
-        return [bare if each is None else known.get(each, "Deleted adapter") for each in adapters]
+    def who_answers(base_id: int, adapters: tuple[int | None, ...]) -> list[Who]:
+        known: dict[int | None, str] = {each.id: each.title for each in service.models.adapters(base_id)}
+        known[None] = service.models.base(base_id).name
+        return [Who(name=known.get(each, "Deleted adapter"), gone=each not in known) for each in adapters]
 
     def chatting(base_id: int | None) -> list[AdapterView]:
         """The adapters that answer in a chat; the others have a page of their own."""
@@ -123,14 +123,14 @@ def build(service: Service) -> None:
         return tuple(None if value == BARE else int(value) for value in ordered)
 
     def with_chat(chat: ChatView) -> Shown:
-        names = names_of(chat.base_model_id, chat.panes)
-        return {heads: panes_html(names), history: history_html(chat.answers, names), live: ""}
+        who = who_answers(chat.base_model_id, chat.panes)
+        return {heads: panes_html(who), history: history_html(chat.answers, who), live: ""}
 
     def nothing_yet(base_id: int | None, chosen: list[str]) -> Shown:
         if not base_id or not chosen:
             return {heads: "", history: EMPTY, live: ""}
-        names = names_of(base_id, read_panes(chosen))
-        return {heads: panes_html(names), history: EMPTY, live: ""}
+        who = who_answers(base_id, read_panes(chosen))
+        return {heads: panes_html(who), history: EMPTY, live: ""}
 
     def earlier(current: int | None) -> Shown:
         return {chats: chats_html(service.playground.chats.list(also=current), current)}
@@ -219,11 +219,11 @@ def build(service: Service) -> None:
         finished = {send: gr.Button(visible=True), stop: gr.Button(visible=False), asked: ""}
         try:
             chat = service.playground.chats.get(number)
-            names = names_of(chat.base_model_id, chat.panes)
+            who = who_answers(chat.base_model_id, chat.panes)
             latest: dict[int, Delta] = {}
             status, drawn_at = "Thinking", 0.0
-            before = history_html(chat.answers, names)  # a chat's first question takes the place of "Nothing said yet"
-            yield {heads: panes_html(names), history: before, live: live_html(text, latest, names, status)}
+            before = history_html(chat.answers, who)  # a chat's first question takes the place of "Nothing said yet"
+            yield {heads: panes_html(who), history: before, live: live_html(text, latest, who, status)}
             answers = service.playground.ask(number, text, sampling.read(drawn))
             try:
                 for news in answers:
@@ -232,7 +232,7 @@ def build(service: Service) -> None:
                     else:
                         latest[news.pane] = news
                     if time.monotonic() - drawn_at >= REDRAW or isinstance(news, Status):
-                        yield {live: live_html(text, latest, names, status)}
+                        yield {live: live_html(text, latest, who, status)}
                         drawn_at = time.monotonic()
             finally:
                 answers.close()  # type: ignore[attr-defined]  # the tab was closed: nobody waits for the rest

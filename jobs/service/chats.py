@@ -51,7 +51,7 @@ class ChatView(Frozen):
     base_model_id: int
     panes: tuple[int | None, ...]  # adapter ids; None is the bare base model
     sampling: Sampling
-    answers: tuple[AnswerView, ...]  # by turn, then pane
+    answers: tuple[AnswerView, ...]  # by turn, then pane; none of an adapter that was deleted before the turn
     created_at: datetime
 
 
@@ -115,7 +115,7 @@ class Chats:
     def add_turn(
         self, chat: ChatView, prompt: str, sampling: Sampling, said: Mapping[int, Delta], engine: dict[str, Any]
     ) -> None:
-        """What each pane said, by its number, after the turns that `chat` has; nothing where it was deleted."""
+        """What the panes said, by their numbers, after the turns that `chat` has; nothing where it was deleted."""
         number = max((answer.turn for answer in chat.answers), default=-1) + 1
         with write(self._engine) as session:
             row = session.get(Chat, chat.id)
@@ -124,14 +124,13 @@ class Chats:
             row.sampling = sampling.model_dump(mode="json")
             if number == 0:
                 row.title = " ".join(prompt.split())[:60]
-            for pane, adapter_id in enumerate(chat.panes):
-                delta = said.get(pane) or Delta(pane=pane, text="", tokens=0, seconds=0, finish=None)
+            for pane, delta in sorted(said.items()):
                 session.add(
                     ChatAnswer(
                         chat_id=chat.id,
                         turn=number,
                         pane=pane,
-                        adapter_id=adapter_id,
+                        adapter_id=chat.panes[pane],
                         prompt=prompt,
                         answer=delta.text,
                         tokens=delta.tokens,

@@ -36,13 +36,14 @@ class _Turn:
 
     key: str
     rows: list[Row]
-    said: dict[int, Delta]  # by row
+    panes: list[int]  # of each row
+    said: dict[int, Delta]  # by pane
     engine: dict[str, Any]
     stopped: bool = False  # someone asked it to end; it may not have begun yet
 
     @classmethod
     def of(cls, rows: list[Row]) -> _Turn:
-        return cls(uuid4().hex, rows, {}, {})
+        return cls(uuid4().hex, rows, list(range(len(rows))), {}, {})
 
 
 class Playground:
@@ -61,7 +62,8 @@ class Playground:
 
     def ask(self, chat_id: int, prompt: str, sampling: Sampling) -> Iterator[Status | Delta]:
         """Every pane answers the prompt at once, each with its own history. Answers are kept in the catalog when the
-        turn ends (also when it was stopped). Closing the iterator stops it."""
+        turn ends (also when it was stopped). Closing the iterator stops it. A pane whose adapter was deleted says
+        nothing. Raises UserError where nobody is left, the prompt is empty, or the chat is still answering."""
         if not prompt.strip():
             raise UserError("The prompt is empty. Write something for the model to answer.")
         turn = _Turn.of([])
@@ -78,13 +80,20 @@ class Playground:
     def _turn(self, chat_id: int, turn: _Turn, prompt: str, sampling: Sampling) -> Iterator[Status | Delta]:
         """From reading the chat to keeping its answers: nobody else may add a turn to it in between."""
         chat = self.chats.get(chat_id)
+        there = {None, *(adapter.id for adapter in self._models.adapters(chat.base_model_id))}
+        turn.panes = [pane for pane, adapter_id in enumerate(chat.panes) if adapter_id in there]
+        if not turn.panes:
+            raise UserError(
+                "Nobody is left to answer in this chat: what answered in it was deleted. Press New chat, and choose "
+                "who answers."
+            )
         turn.rows = [
             Row(
-                adapter=self._models.adapter_path(adapter_id) if adapter_id is not None else None,
+                adapter=self._models.adapter_path(adapter_id) if (adapter_id := chat.panes[pane]) is not None else None,
                 messages=messages_of(chat, pane, prompt, sampling.system),
                 sampling=sampling,
             )
-            for pane, adapter_id in enumerate(chat.panes)
+            for pane in turn.panes
         ]
         whole = False
         try:
@@ -95,7 +104,8 @@ class Playground:
             raise
         finally:
             if whole and turn.said:
-                self.chats.add_turn(chat, prompt, sampling, turn.said, turn.engine)
+                silent = {pane: Delta(pane=pane, text="", tokens=0, seconds=0, finish=None) for pane in turn.panes}
+                self.chats.add_turn(chat, prompt, sampling, silent | turn.said, turn.engine)
 
     def stop(self, chat_id: int) -> None:
         """End the chat's running turn; what was said so far stays."""
@@ -180,15 +190,16 @@ class Playground:
                     if reply.engine:
                         turn.engine = reply.engine
                     for more in reply.more:
-                        before = turn.said.get(more.row)
+                        pane = turn.panes[more.row]
+                        before = turn.said.get(pane)
                         delta = Delta(
-                            pane=more.row,
+                            pane=pane,
                             text=(before.text if before else "") + more.text,
                             tokens=more.tokens,
                             seconds=more.seconds,
                             finish=more.finish,
                         )
-                        turn.said[more.row] = delta
+                        turn.said[pane] = delta
                         yield delta
         except ChildDied as error:
             raise UserError(

@@ -48,15 +48,22 @@ class Samples:
         chat = self._chats.get(answer.chat_id)
         sampling = Sampling.model_validate(answer.sampling)
         earlier = chat.model_copy(update={"answers": tuple(a for a in chat.answers if a.turn < answer.turn)})
-        panes = [messages_of(earlier, pane, answer.prompt, sampling.system) for pane in range(len(chat.panes))]
-        batch = [{"adapter_id": who, "messages": said} for who, said in zip(chat.panes, panes, strict=True)]
-        made = {"batch": batch, "row": answer.pane, "tokens": answer.tokens, "finish": answer.finish}
+        together = [each.pane for each in chat.answers if each.turn == answer.turn]  # not those deleted before it
+        batch = [
+            {
+                "adapter_id": chat.panes[pane],
+                "messages": messages_of(earlier, pane, answer.prompt, sampling.system),
+            }
+            for pane in together
+        ]
+        row = together.index(answer.pane)
+        made = {"batch": batch, "row": row, "tokens": answer.tokens, "finish": answer.finish}
         with write(self._engine) as session:
             sample = Sample(
                 base_model_id=chat.base_model_id,
                 adapter_id=answer.adapter_id,
                 chat_answer_id=answer.id,
-                messages=panes[answer.pane],
+                messages=batch[row]["messages"],
                 answer=answer.answer,
                 sampling=answer.sampling,
                 engine=answer.engine | made,
