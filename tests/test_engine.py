@@ -54,7 +54,7 @@ def run(engine: Any, rows: list[Row]) -> list[More]:
 
 
 def plain_answer(base: Path, adapter: Path | None, messages: tuple[dict[str, Any], ...], tokens: int) -> str:
-    """What transformers and PEFT generate by themselves."""
+    """What transformers and PEFT generate by themselves, without a character that is cut off at the end."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -66,7 +66,8 @@ def plain_answer(base: Path, adapter: Path | None, messages: tuple[dict[str, Any
         list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     output = model.eval().generate(**inputs, max_new_tokens=tokens, do_sample=False)
-    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    text: str = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return text.rstrip("\ufffd")
 
 
 def test_one_batch_answers_as_each_would_alone_in_plain_peft(
@@ -255,7 +256,22 @@ def test_growing_text_never_shows_half_a_character(tiny_llama: Path) -> None:
     half = GrowingText(tokenizer)
     half.push(ids[0])
     emoji = tokenizer("🚢")["input_ids"]
-    assert half.push(emoji[0]) == "" and half.rest() == "\ufffd"
+    assert half.push(emoji[0]) == "" and half.rest() == "", "cut within a character"
+
+
+def test_an_answer_that_is_cut_within_a_character_ends_before_it() -> None:
+    from jobs.inference.text import GrowingText
+
+    class Bytes:
+        """A tokenizer whose tokens are two bytes each, so that one may end a character and begin another."""
+
+        def decode(self, tokens: list[int], **_: Any) -> str:
+            return b"".join(token.to_bytes(2, "big") for token in tokens).decode(errors="replace")
+
+    cut = "né🚢".encode()[:6]  # "n", the two bytes of "é", and three of the four of the ship
+    growing = GrowingText(Bytes())  # type: ignore[arg-type]
+    said = [growing.push(int.from_bytes(cut[at : at + 2], "big")) for at in range(0, 6, 2)]
+    assert said == ["", "", ""] and growing.rest() == "né"
 
 
 def test_a_conversation_is_asked_as_it_is_trained() -> None:

@@ -288,7 +288,8 @@ def the_playground_answers(tuned: Tuned, engine: Any, folder: Path) -> None:
     with torch.no_grad():
         for _ in range(said.tokens):
             ids = torch.cat((ids, tuned.model(input_ids=ids).logits[:, -1:].argmax(-1)), dim=1)
-    assert said.text == engine.loaded.tokenizer.decode(ids[0, prompt:], skip_special_tokens=True)
+    text = engine.loaded.tokenizer.decode(ids[0, prompt:], skip_special_tokens=True)
+    assert said.text == text.rstrip("\ufffd")  # a character that is cut off is not said
     assert torch.equal(base_answer(engine), before)
 
 

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,15 +24,18 @@ from app.callbacks import ORDER, Latest, guarded, query_number
 from app.components import range_text
 from app.drafts import Checks, Starts
 from app.pages.datasets import datasets_html
+from app.pages.samples import again_html
 from app.preflight import histogram_html, preview_html, report_html
 from app.run_words import full
 from app.train.summary import check_line_html, summary_html, words_html
 from jobs.errors import UserError
+from jobs.inference.sampling import Sampling
 from jobs.service import Service
 from jobs.service.chats import AnswerView, Delta
 from jobs.service.datasets import BadRow, DatasetView, Preflight, RowPreview, Segment
 from jobs.service.mending import MendRef
 from jobs.service.planning import Draft, Plan
+from jobs.service.samples import SampleView
 from storage.files import Home
 
 EVIL = "<script>alert(1)</script> ${1+1} {{value}}"
@@ -308,6 +312,16 @@ def test_prompts_and_pane_names_stay_text() -> None:
     assert live.count("Loading") == 1  # the pane that has not begun
     assert live.count("writing") == 1
     assert harmless(live)
+
+
+@pytest.mark.parametrize("kept", ("Ahoy.", "Ahoy.\ufffd"), ids=("whole", "cut, from before that was dropped"))
+def test_an_answer_made_again_is_the_kept_one_but_for_half_a_character(kept: str) -> None:
+    sample = SampleView(
+        id=1, base_model="Tiny", base_model_id=1, adapter=None, adapter_id=None, messages=(), answer=kept,
+        sampling=Sampling(), engine={}, note="", created_at=datetime.now(UTC),
+    )  # fmt: skip
+    assert "Identical" in again_html(sample, "Ahoy.", None)
+    assert "Different" in again_html(sample, "Aho", None)
 
 
 def test_a_deleted_adapters_column_stays_and_its_place_in_later_turns_says_why() -> None:

@@ -46,13 +46,15 @@ class GrowingText:
         return self._take(hold=True)
 
     def rest(self) -> str:
-        """What was held back, at the end."""
+        """What was held back, at the end. A character that was cut off there is dropped: half of it says nothing."""
         return self._take(hold=False)
 
     def _take(self, hold: bool) -> str:
         before = self._decode(self._tokens[self._context : self._said])
         now = self._decode(self._tokens[self._context :])
-        if len(now) <= len(before) or (hold and now.endswith("\ufffd")):
+        if not hold:
+            now = now.rstrip("\ufffd")
+        if len(now) <= len(before) or now.endswith("\ufffd"):
             return ""
         self._context, self._said = self._said, len(self._tokens)
         return now[len(before) :]
