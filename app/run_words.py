@@ -22,7 +22,7 @@ from jobs.spec import TrainingParams
 from jobs.tasks import task
 
 Pairs = list[tuple[str, str]]
-_HARDLY = 0.01  # of a limit: nobody has to be told that it was exceeded by so little
+_HARDLY = 0.01  # of a limit, or of a loss: nobody has to be told that it was exceeded by so little
 
 
 def header(service: Service, run: RunView) -> dict[str, Any]:
@@ -45,6 +45,7 @@ def header(service: Service, run: RunView) -> dict[str, Any]:
         "peak_memory": run.peak_memory,
         "memory_limit": int(run.spec.training.memory_limit_gb * 1e9),  # bytes, 0 for none
         "over_limit": over_limit_text(service, run),
+        "worse": worse_text(service, run),
         "adapter_id": run.adapter_id,
         "result": "model" if full(run.spec.method) else "adapter",
         "try_it": try_it(run.spec.task, run.adapter_id) if run.adapter_id else None,
@@ -172,6 +173,27 @@ def over_limit_text(service: Service, run: RunView) -> str:
         f"This run went over its memory limit: you set {allowed}, and it took {taken} at its peak{beside}, "
         f"{more} more. {why}"
     )
+
+
+def worse_text(service: Service, run: RunView) -> str:
+    """That training did harm, and what to change: where even the lowest validation loss of a run that has ended lies
+    above the one before training. Empty where it does not, or where there was none."""
+    if not run.state.ended or run.best_eval_loss is None or run.best_step is None:
+        return ""
+    before = service.runs.loss_before(run.id)
+    if before is None or run.best_eval_loss - before <= _HARDLY * before:
+        return ""
+    return (
+        "On rows that it has not seen, this run made the model worse: the validation loss was "
+        f"{_loss_text(before)} before training, and {_loss_text(run.best_eval_loss)} at its lowest since, at step "
+        f"{run.best_step:,}. Train again with a learning rate below {run.spec.training.learning_rate:g}, with fewer "
+        "steps, or on more rows."
+    )
+
+
+def _loss_text(loss: float) -> str:
+    """As the page's figures show it (static/chart.js)."""
+    return f"{loss:.{3 if loss < 10 else 2 if loss < 100 else 0}f}"
 
 
 def _least_on_cpu(service: Service, run: RunView) -> int:

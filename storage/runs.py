@@ -242,6 +242,12 @@ def metric(session: Session, run_id: int, name: str, limit: int = 1_000) -> list
     return [(value, time) for value, time in reversed(found)]
 
 
+def loss_before(session: Session, run_id: int) -> float | None:
+    """The validation loss that the last attempt from the beginning measured before its first step."""
+    wanted = select(Metric.value).where(Metric.run_id == run_id, Metric.step == 0, Metric.name == "eval_loss")
+    return session.scalar(wanted.order_by(Metric.id.desc()).limit(1))
+
+
 def all_metrics(session: Session, run_id: int) -> tuple[list[str], Iterator[tuple[int, int, float]]]:
     """The names of a run's series, and every row as (place of its name, step, value) in the order of writing.
 

@@ -20,7 +20,7 @@ from jobs.spec import TrainingParams
 from storage.db import write
 from storage.files import Home
 from storage.states import RunState
-from storage.tables import BaseModel
+from storage.tables import BaseModel, Metric
 from tests import feed
 
 
@@ -125,5 +125,27 @@ def test_a_waiting_run_says_how_long_it_will_take_where_that_is_known(engine: En
         return words(SimpleNamespace(runs=runs), run)  # type: ignore[arg-type]
 
     assert told().endswith(". It will take about 2 min to 3 min, longer if busy")
-    assert "It will take" not in told(attempt=2), "what is left of it is less"
-    assert "It will take" not in told(spec=view(engine, runs).spec)
+    assert "will take" not in told(attempt=2), "what is left of it is less"
+    assert "will take" not in told(spec=view(engine, runs).spec)
+
+
+def test_a_run_that_only_made_it_worse_says_so_and_what_to_change(engine: Engine, runs: Runs, home: Home) -> None:
+    models = Models(home, engine)
+
+    def told(before: float | None, best: float | None, state: RunState = RunState.COMPLETED) -> str:
+        run = view(engine, runs, training={"learning_rate": 0.02}, best_step=30, best_eval_loss=best)
+        measured = [(0, "loss", 1.0), (10, "eval_loss", 7.0), (30, "eval_loss", 6.54)]
+        measured += [] if before is None else [(0, "eval_loss", before)]
+        with write(engine) as session:
+            session.add_all(
+                Metric(run_id=run.id, step=step, name=name, value=value, time=0.0) for step, name, value in measured
+            )
+        run = run.model_copy(update={"state": state})
+        return str(header(SimpleNamespace(runs=runs, models=models), run)["worse"])  # type: ignore[arg-type]
+
+    said = told(2.967, 6.54)
+    assert "was 2.967 before training, and 6.540 at its lowest since, at step 30" in said
+    assert "a learning rate below 0.02, with fewer steps, or on more rows" in said
+    assert told(2.967, 6.54, RunState.STOPPED) == said
+    assert told(2.967, 6.54, RunState.RUNNING) == "", "it may come down yet"
+    assert told(7.1, 6.54) == told(6.54, 6.541) == told(None, 6.54) == told(2.967, None) == ""

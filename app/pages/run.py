@@ -61,6 +61,7 @@ _SHELL = """
   <div data-run="progress" class="progress-track" role="progressbar" aria-label="Steps done" aria-valuemin="0"
     aria-valuemax="100" hidden><div data-run="bar" class="progress-bar"></div></div>
   <dl class="figures run-figures">@figures</dl>
+  <div data-run="worse" class="note warn" role="status" hidden><p data-run="worse-text"></p></div>
   <div data-run="over-limit" class="note warn" role="status" hidden><p data-run="over-limit-text"></p></div>
   <p data-run="loop" class="hint" hidden></p>
   <div data-run="charts-large"></div>

@@ -143,6 +143,8 @@
       }
       this.find("over-limit").hidden = !run.over_limit;
       this.find("over-limit-text").textContent = run.over_limit;
+      this.find("worse").hidden = !run.worse;
+      this.find("worse-text").textContent = run.worse;
       this.find("stop").hidden = run.ended;
       this.find("stop").disabled = !run.can_stop;
       this.find("stop").textContent = run.can_stop || run.ended ? "Stop" : "Stopping…";

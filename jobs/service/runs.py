@@ -191,6 +191,11 @@ class Runs:
             for row in found
         ]
 
+    def loss_before(self, run_id: int) -> float | None:
+        """The validation loss before training; None where it was not measured."""
+        with read(self._engine) as session:
+            return rows.loss_before(session, run_id)
+
     def snapshot(self, run_id: int, points: int = 4_000) -> tuple[dict[str, builtins.list[tuple[int, float]]], int]:
         """Every series as (step, value), each reduced to about `points` by keeping each bucket's lowest and highest,
         and the id after which increments follow."""

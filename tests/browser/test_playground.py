@@ -10,9 +10,12 @@ from playwright.sync_api import Locator, Page, expect
 from jobs.inference.sampling import Sampling
 from jobs.service.chats import Chats, Delta
 from jobs.service.models import Models
-from storage.db import connect
+from storage.db import connect, write
 from storage.files import Home
-from tests.browser.conftest import Watch, number
+from storage.states import RunState
+from storage.tables import BaseModel, Chat, Dataset, Run
+from tests import feed
+from tests.browser.conftest import Watch, fits, number
 from tests.serving import PATIENCE, Server
 
 SIZES = ((1440, 900), (390, 844))
@@ -109,3 +112,47 @@ def test_a_double_click_opens_the_question_and_leaves_it_open(page: Page, watch:
     expect(dialog).to_be_visible()
     dialog.get_by_role("button", name="Keep").click()
     expect(page.get_by_role("button", name="Kept")).to_be_visible()
+
+
+@pytest.mark.browser
+def test_a_deleted_adapters_column_stays_beside_those_that_answer(page: Page, watch: Watch, server: Server) -> None:
+    chat = long_chat(server)
+    engine = connect(Home.at(server.home).database)
+    with write(engine) as session:
+        session.get_one(Chat, chat).panes = [None, 999]  # what the catalog holds once the adapter is deleted
+    engine.dispose()
+    open_chat(page, watch, server, chat)
+    expect(page.locator(".panes.heads h3").last).to_have_text("Deleted adapter")
+    column = page.locator(".turn").last.locator(".pane")
+    expect(column.last).to_contain_text("It was deleted, so it no longer answers.")
+    expect(column.first.get_by_role("button", name="Keep")).to_be_visible()
+    page.set_viewport_size({"width": 390, "height": 844})
+    fits(page)
+
+
+@pytest.mark.browser
+def test_the_page_of_a_run_that_made_it_worse_says_so(page: Page, watch: Watch, server: Server) -> None:
+    home = Home.at(server.home)
+    engine = connect(home.database)
+    with write(engine) as session:
+        base = BaseModel(name="Tiny", source="folder", location="tiny", shape=feed.SHAPE.model_dump(mode="json"))
+        dataset = Dataset(
+            fingerprint="worse", name="Ships", filename="ships.csv", format="csv", size_bytes=1, rows=1,
+            columns=["prompt", "completion"], mapping=None, detection={},
+        )  # fmt: skip
+        session.add_all((base, dataset))
+        session.flush()
+        made = {"base_model_id": base.id, "dataset_id": dataset.id}
+    run = feed.add_run(engine, RunState.COMPLETED, best_step=30, best_eval_loss=6.54, **made)
+    feed.add_history(
+        engine, run, [{"step": step, "name": "eval_loss", "value": loss} for step, loss in ((0, 2.967), (30, 6.54))]
+    )
+    page.goto(f"{server.url}/run?id={run}")
+    said = page.locator("[data-run=worse]")
+    expect(said).to_contain_text("2.967 before training, and 6.540 at its lowest since, at step 30")
+    expect(said).to_be_visible()
+    fits(page)
+    with write(engine) as session:  # other tests count what is there
+        for table, number in ((Run, run), (Dataset, made["dataset_id"]), (BaseModel, made["base_model_id"])):
+            session.delete(session.get_one(table, number))
+    engine.dispose()
