@@ -89,7 +89,7 @@ def words(service: Service, run: RunView) -> str:
             runs = f"{before} run{'' if before == 1 else 's'}"
             waits = f"Waiting: {runs} before this one" if before else "Waiting to start"
             told = run.spec.predicted_seconds if run.attempt == 1 else None
-            return f"{waits}. It will take about {range_text(*told)}, longer if busy" if told else waits
+            return f"{waits}. This run will take about {range_text(*told)}, longer if busy" if told else waits
         case "starting" | "running":
             return run.phase or "Starting"
         case "stopping":

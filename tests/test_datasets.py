@@ -227,6 +227,7 @@ def test_a_dataset_that_a_run_uses_stays(datasets: Datasets, tmp_path: Path, tin
     for refused in (datasets.check_unused, datasets.delete):
         with pytest.raises(UserError, match=r"used by 1 run \(first\). Delete that run first"):
             refused(view.id)
+    assert "trained on it" not in top_html(datasets.get(view.id)), "the run only waits"
     assert "data-question" not in top_html(datasets.get(view.id)).partition('data-action="used"')[2]
     with write(datasets._engine) as session:
         session.add(Run(name="second", base_model_id=base.id, dataset_id=view.id, spec={}))

@@ -124,7 +124,7 @@ def test_a_waiting_run_says_how_long_it_will_take_where_that_is_known(engine: En
         run = run.model_copy(update={"state": RunState.QUEUED, "attempt": 1, "spec": spec, **values})
         return words(SimpleNamespace(runs=runs), run)  # type: ignore[arg-type]
 
-    assert told().endswith(". It will take about 2 min to 3 min, longer if busy")
+    assert told().endswith(". This run will take about 2 min to 3 min, longer if busy")
     assert "will take" not in told(attempt=2), "what is left of it is less"
     assert "will take" not in told(spec=view(engine, runs).spec)
 

@@ -20,7 +20,7 @@ def top_html(view: DatasetView) -> str:
                 str(len(view.columns)),
                 ", ".join(view.columns[:4]) + (" ..." if len(view.columns) > 4 else ""),
             ),
-            ("Runs", str(view.runs), "trained on it"),
+            ("Runs", str(view.runs), "on this dataset"),
         ]
     )
     train = (
