@@ -7,7 +7,9 @@ from typing import Any
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from storage.tables import Adapter, ChatAnswer, Run, Sample
+from storage.tables import Adapter, Chat, ChatAnswer, Run, Sample
+
+NO_ADAPTER = 0  # in a chat's panes: one that was deleted; SQLite's numbers begin with 1
 
 
 def keep_adapter(session: Session, run: Run, **values: Any) -> None:
@@ -21,7 +23,13 @@ def keep_adapter(session: Session, run: Run, **values: Any) -> None:
 
 
 def forget_adapter(session: Session, adapter_id: int) -> None:
-    """Delete an adapter's row. Chat answers and kept samples stay: their `engine` says that an adapter gave them."""
+    """Delete an adapter's row. Chat answers and kept samples stay: their `engine` says that an adapter gave them.
+
+    Chats keep its pane, under a number that no adapter has: SQLite may give its own to the next one.
+    """
+    for chat in session.scalars(select(Chat)):
+        if adapter_id in chat.panes:
+            chat.panes = [NO_ADAPTER if pane == adapter_id else pane for pane in chat.panes]
     for made in (ChatAnswer, Sample):
         session.execute(update(made).where(made.adapter_id == adapter_id).values(adapter_id=None))
     session.execute(delete(Adapter).where(Adapter.id == adapter_id))

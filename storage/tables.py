@@ -191,7 +191,7 @@ class Chat(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     title: Mapped[str]
     base_model_id: Mapped[int] = mapped_column(ForeignKey("base_models.id"))
-    panes: Mapped[list[Any]]  # adapter ids; null is the bare base model
+    panes: Mapped[list[Any]]  # adapter ids, 0 for one that was deleted; null is the bare base model
     sampling: Mapped[dict[str, Any]]  # jobs.inference.sampling.Sampling
     created_at: Mapped[datetime] = mapped_column(default=now)
 

@@ -317,6 +317,9 @@ def test_those_that_are_left_answer_on_where_an_adapter_of_the_chat_was_deleted(
     chat = playground.chats.new(base_id, (None, gone, adapter_ids[0]), WARM)
     list(playground.ask(chat.id, "one", WARM))
     models.delete_adapter(gone)
+    folder = tiny.build_adapter(tiny_llama, home.run(12) / "adapter", seed=12)
+    newest = insert_adapter(engine, home, base_id, folder, "the next one")
+    assert newest == gone, "SQLite gives its number again"
     said = last(list(playground.ask(chat.id, "two", WARM)))
     assert sorted(said) == [0, 2]
     answers = playground.chats.get(chat.id).answers
@@ -327,4 +330,19 @@ def test_those_that_are_left_answer_on_where_an_adapter_of_the_chat_was_deleted(
     sample = playground.samples.keep(answers[4].id)
     assert sample.messages[1]["content"] == answers[2].answer, "its own first answer"
     assert [entry["adapter_id"] for entry in sample.engine["batch"]] == [None, adapter_ids[0]]
+    models.delete_adapter(newest)
     assert last(list(playground.make_again(sample.id)))[0].text == sample.answer
+
+
+def test_an_adapter_that_is_deleted_while_it_answers_leaves_what_it_said(
+    playground: Playground, models: Models, home: Home, engine: Engine, base_id: int, tiny_llama: Path
+) -> None:
+    folder = tiny.build_adapter(tiny_llama, home.run(11) / "adapter", seed=11)
+    gone = insert_adapter(engine, home, base_id, folder, "short-lived")
+    chat = playground.chats.new(base_id, (None, gone), WARM)
+    for said in playground.ask(chat.id, "one", WARM):
+        if isinstance(said, Delta) and gone in {adapter.id for adapter in models.adapters(base_id)}:
+            models.delete_adapter(gone)
+    answers = playground.chats.get(chat.id).answers
+    assert [(answer.pane, answer.adapter_id) for answer in answers] == [(0, None), (1, None)]
+    assert answers[1].answer and playground.samples.keep(answers[1].id).adapter == "deleted adapter"

@@ -49,7 +49,7 @@ class ChatView(Frozen):
     id: int
     title: str
     base_model_id: int
-    panes: tuple[int | None, ...]  # adapter ids; None is the bare base model
+    panes: tuple[int | None, ...]  # adapter ids, 0 for one that was deleted; None is the bare base model
     sampling: Sampling
     answers: tuple[AnswerView, ...]  # by turn, then pane; none of an adapter that was deleted before the turn
     created_at: datetime
@@ -130,7 +130,7 @@ class Chats:
                         chat_id=chat.id,
                         turn=number,
                         pane=pane,
-                        adapter_id=chat.panes[pane],
+                        adapter_id=row.panes[pane] or None,  # as of now: it may have been deleted meanwhile
                         prompt=prompt,
                         answer=delta.text,
                         tokens=delta.tokens,
