@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,16 +14,21 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
+from jobs.data.columns import Mapping, Shape
 from jobs.errors import UserError
 from jobs.service.models import Models
+from jobs.spec import BaseModelRef, DatasetRef, RunSpec
 from storage.db import connect, migrate, write
 from storage.files import Home
 from storage.tables import Adapter, BaseModel, Dataset, Run
 from tests import tiny
+
+MAPPING = Mapping(shape=Shape.PROMPT, columns={"prompt": "question", "completion": "answer"})
 
 
 @pytest.fixture
@@ -98,7 +104,25 @@ def insert_adapter(engine: Engine, home: Home, base_model_id: int, folder: Path,
         dataset.mapping, dataset.detection = None, {}
         session.add(dataset)
         session.flush()
-        run = Run(name="r", base_model_id=base_model_id, dataset_id=dataset.id, spec={})
+        spec = RunSpec(
+            name="r",
+            base_model=BaseModelRef(name="tiny-llama", folder=Path("/somewhere")),
+            dataset=DatasetRef(name="a|b <i>.csv", fingerprint="f", rows=Path("/rows"), mapping=MAPPING),
+            task="chat",
+            method="lora",
+            method_params={"r": 4},
+        )
+        run = Run(
+            name="r",
+            base_model_id=base_model_id,
+            dataset_id=dataset.id,
+            spec=spec.model_dump(mode="json"),
+            total_steps=20,
+            train_rows=1_350,
+            validation_rows=150,
+            best_step=1,
+            best_eval_loss=0.51234,
+        )
         session.add(run)
         session.flush()
         adapter = Adapter(
@@ -134,6 +158,30 @@ def test_a_downloaded_adapter_loads_in_plain_peft(
 
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), tmp_path / "My-..-pirate")
     assert model.peft_config["default"].r == 4
+
+
+def test_a_downloaded_adapters_readme_says_what_it_is_and_loads_it(
+    models: Models, adapter_id: int, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, chunks = models.adapter_zip(adapter_id)
+    with zipfile.ZipFile(io.BytesIO(b"".join(chunks))) as archive:
+        archive.extractall(tmp_path)
+    readme = (tmp_path / "My-..-pirate" / "README.md").read_text(encoding="utf-8")
+    assert readme.startswith("---\nbase_model: tiny-llama\n") and "More Information Needed" not in readme
+    assert "# My ../ pirate" in readme and "LoRA on tiny-llama, trained with Graft. Task: Chat." in readme
+    for line in (
+        "| Dataset | a\\|b &lt;i>.csv, 1,350 rows trained on, 150 kept aside |",
+        "| Saved at | step 1 of 20 |",
+        "| Validation loss | 0.5123 |",
+        "| LoRA settings | r 4 |",
+    ):
+        assert line in readme
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path / "My-..-pirate")
+    (tmp_path / "My-..-pirate" / "tiny-llama").symlink_to(tiny_llama)  # the base, by the name that it is called by
+    known: dict[str, Any] = {}
+    exec(code, known)
+    assert known["model"].peft_config["default"].r == 4
 
 
 @pytest.mark.parametrize(

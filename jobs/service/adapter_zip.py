@@ -2,7 +2,7 @@
 PEFT lacks (jobs.modules), what the README in it says loads it.
 
 The files are the run's own, but that they name the base model by its Hub id or its name: the folder on this machine
-where the run found it says nothing elsewhere, and tells whose machine it was.
+where the run found it says nothing elsewhere, and tells whose machine it was. The README says what the adapter is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _CONFIG, _CARD = "adapter_config.json", "README.md"
@@ -22,8 +22,11 @@ def file_name(adapter_name: str, otherwise: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", adapter_name).strip("-.") or otherwise
 
 
-def chunks(folder: Path, name: str, base_model: str) -> Iterator[bytes]:
-    """The zip front to back; at most a megabyte of it is held at a time. `base_model`: what its files name."""
+def chunks(
+    folder: Path, name: str, base_model: str, readme: Callable[[str], str] = lambda before: before
+) -> Iterator[bytes]:
+    """The zip front to back; at most a megabyte of it is held at a time. `base_model`: what its files name. `readme`
+    writes its README, from the one in the folder."""
     pipe = _Pipe()
     config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     found = config.get("base_model_name_or_path")
@@ -35,7 +38,7 @@ def chunks(folder: Path, name: str, base_model: str) -> Iterator[bytes]:
             if file == folder / _CONFIG:
                 archive.writestr(info, json.dumps(config | {"base_model_name_or_path": base_model}, indent=2))
             elif file == folder / _CARD and found:
-                archive.writestr(info, file.read_text(encoding="utf-8").replace(found, base_model))
+                archive.writestr(info, readme(file.read_text(encoding="utf-8").replace(found, base_model)))
             else:
                 with file.open("rb") as source, archive.open(info, "w") as entry:
                     while block := source.read(1 << 20):

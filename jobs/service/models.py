@@ -11,20 +11,20 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO
 
 from sqlalchemy import Engine, exists, func, select
 from sqlalchemy.orm import aliased
 
-from jobs import hub, starter, starter_encoder
+from jobs import card, hub, starter, starter_encoder
 from jobs.errors import UserError
 from jobs.frozen import Frozen
 from jobs.rpc import child_environment
-from jobs.service import adapter_zip
+from jobs.service import adapter_card, adapter_zip
 from jobs.shape import ModelShape, read_shape
-from jobs.spec import BaseModelRef
+from jobs.spec import BaseModelRef, RunSpec
 from storage.catalog import forget_adapter
 from storage.db import read, write
 from storage.files import Home
@@ -239,7 +239,22 @@ class Models:
         own = starter_encoder if Path(base.location).name == starter_encoder.NAME else starter
         named = {"starter": own.HUB_ID, "hub": base.location}.get(base.source, base.name)
         name = adapter_zip.file_name(view.name, otherwise=f"adapter-{adapter_id}")
-        return f"{name}.zip", adapter_zip.chunks(path, name, named)
+        readme = partial(
+            adapter_card.written, name=view.name, base=named, labels=_labels(path), trained=self._trained(view)
+        )
+        return f"{name}.zip", adapter_zip.chunks(path, name, named, readme)
+
+    def _trained(self, view: AdapterView) -> adapter_card.Trained:
+        with read(self._engine) as session:
+            run = session.get_one(Run, view.run_id)
+            return adapter_card.Trained(
+                spec=RunSpec.model_validate(run.spec),
+                step=view.step,
+                steps=run.total_steps,
+                train_rows=run.train_rows,
+                validation_rows=run.validation_rows,
+                validation_loss=run.best_eval_loss if run.best_step == view.step else None,
+            )
 
     def _base_row(self, base_model_id: int) -> BaseModel:
         with read(self._engine) as session:
@@ -347,3 +362,8 @@ def _shared_progress(lock: IO[bytes]) -> Progress:
         lock.seek(0)
         return Progress.model_validate_json(lock.read())
     return Progress(fraction=0, text="Another process prepares the starter model")
+
+
+def _labels(folder: Path) -> tuple[str, ...]:
+    """Of the head that the adapter brings, where it brings one."""
+    return card.read_card(folder).labels if (folder / card.FILE).is_file() else ()

@@ -231,7 +231,7 @@ class Monitor:
     def _measure_untrained(self) -> None:
         """Step 0: never the best, and no evaluation without a fall. Nothing was saved that could be gone back to."""
         job = self._job
-        self._events.append(Phase(text=f"Measuring the untrained model on {len(job.validation):,} rows"))
+        self._events.append(Phase(text=f"Measuring the untrained model on {_rows(len(job.validation))}"))
         began = time.perf_counter()
         scores = job.objective.evaluate(job.model, job.validation, job.spec.training.batch_size, job.device)
         self._evaluation_seconds = time.perf_counter() - began
@@ -246,7 +246,7 @@ class Monitor:
     def _evaluate(self) -> float:
         """Measure the validation loss, and whether it is the lowest yet."""
         job, step = self._job, self.progress.step
-        self._events.append(Phase(text=f"Measuring the validation loss on {len(job.validation):,} rows"))
+        self._events.append(Phase(text=f"Measuring the validation loss on {_rows(len(job.validation))}"))
         scores = job.objective.evaluate(job.model, job.validation, job.spec.training.batch_size, job.device)
         loss = scores.loss
         if not math.isfinite(loss):
@@ -291,6 +291,10 @@ class Monitor:
             self._events.append(Answers(step=self.progress.step, answers=self._prompts.answers()))
         except Exception:  # hours of training are worth more than a look at them
             logger.exception("The fixed prompts could not be answered; training goes on.")
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
 
 
 def _mean_length(job: Job) -> float:
