@@ -130,10 +130,11 @@ def gate_backward_reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     dy = slope.added_to(dy) if slope else dy
     gates, ups = _finished(both, wait)
-    share = torch.sigmoid(gates)
-    passed = gates * share
-    dgates = dy * ups * share * (1 + gates * (1 - share))
-    return torch.cat((dgates, dy * passed), dim=1), passed * ups
+    passed, dboth = silu(gates), torch.empty_like(both)
+    dgates, dups = dboth.chunk(2, dim=1)
+    torch.ops.aten.silu_backward.grad_input(dy * ups, gates, grad_input=dgates)
+    torch.mul(dy, passed, out=dups)
+    return dboth, passed.mul_(ups)
 
 
 def _finished(both: torch.Tensor, wait: Sequence[Addend | None]) -> list[torch.Tensor]:
