@@ -213,12 +213,6 @@ def last_metric_id(session: Session, run_id: int) -> int:
     return session.scalar(select(func.max(Metric.id)).where(Metric.run_id == run_id)) or 0
 
 
-def last_step_time(session: Session, run_id: int) -> float | None:
-    """Of the last step that was told, in seconds since the epoch. Of the newest metrics: an evaluation's may follow."""
-    newest = select(Metric.time).where(Metric.run_id == run_id, Metric.name == "loss").order_by(Metric.id.desc())
-    return session.scalar(newest.limit(1))
-
-
 def metrics_after(session: Session, run_id: int, after_id: int, limit: int) -> Sequence[Any]:
     """Rows of (id, step, name, value, time) in the order they were written."""
     return session.execute(

@@ -180,7 +180,8 @@ class Runs:
     def last_step_time(self, run_id: int) -> float | None:
         """When its last step was told, in seconds since the epoch; None before the first."""
         with read(self._engine) as session:
-            return rows.last_step_time(session, run_id)
+            newest = rows.metric(session, run_id, "loss", limit=1)
+        return newest[0][1] if newest else None
 
     def metrics_after(self, run_id: int, after_id: int, limit: int = 5_000) -> builtins.list[MetricPoint]:
         """In the order they were written."""
